@@ -1,0 +1,155 @@
+"""Attention: projections, heads, the cache, and a call to the kernel.
+
+Shape letters: B batch, S query length, K key length, D width, H heads, G key/value heads, E head width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from polyformer.errors import SpecError
+from polyformer.parts.kernels.softmax import Kernel, KernelPart, Softmax
+from polyformer.parts.linear import Linear
+from polyformer.parts.part import Part
+from polyformer.parts.rules import Everyone, Rule
+from polyformer.spec import Record, Spec
+
+if TYPE_CHECKING:
+    from polyformer.parts.flow import Flow
+    from polyformer.parts.rules import View
+
+
+class Heads(Record):
+    """How a width is cut into heads: `count` for queries, `groups` for keys and values, each `width` wide.
+
+    groups == count is multi-head attention, 1 multi-query (Shazeer 2019), between them grouped-query (Ainslie et
+    al. 2023).
+    """
+
+    count: int
+    groups: int
+    width: int
+
+    def check(self) -> None:
+        self.require(min(self.count, self.groups, self.width) > 0, "count, groups and width must be at least 1")
+        fits = self.count % self.groups == 0
+        self.require(fits, f"{self.count} heads can't share {self.groups} key/value heads evenly")
+
+    @classmethod
+    def of_width(cls, width: int, count: int, groups: int | None = None) -> Heads:
+        """Cut a model's width into `count` heads; raises `SpecError` when that leaves a remainder."""
+        if count < 1 or width % count:
+            raise SpecError(f"a width of {width} can't be cut into {count} heads evenly")
+        return cls(count, groups or count, width // count)
+
+
+class Attention(Spec):
+    """Self-attention: o(kernel(q(x), k(x), v(x))) under the rule `see`."""
+
+    q: Spec
+    k: Spec
+    v: Spec
+    o: Spec
+    heads: Heads
+    see: Rule = Everyone()
+    kernel: Kernel = Softmax()
+
+    @classmethod
+    def of_width(cls, width: int, heads: int, see: Rule, bias: bool = True) -> Attention:
+        """Return plain multi-head attention of a model's width."""
+        linear = Linear(width, width, bias)
+        return cls(linear, linear, linear, linear, Heads.of_width(width, heads), see)
+
+    def module(self) -> Part:
+        return AttentionPart(self)
+
+
+class CrossAttention(Spec):
+    """Attention of a decoder's rows to the encoder's output: queries from x, keys and values from the memory."""
+
+    q: Spec
+    k: Spec
+    v: Spec
+    o: Spec
+    heads: Heads
+    kernel: Kernel = Softmax()
+
+    @classmethod
+    def of_width(cls, width: int, heads: int, bias: bool = True) -> CrossAttention:
+        """Return plain multi-head cross-attention of a model's width."""
+        linear = Linear(width, width, bias)
+        return cls(linear, linear, linear, linear, Heads.of_width(width, heads))
+
+    def module(self) -> Part:
+        return CrossAttentionPart(self)
+
+
+class Projected(Part):
+    """What both attentions share: projections, heads, and the call to the kernel."""
+
+    q: Part
+    k: Part
+    v: Part
+    o: Part
+    kernel: KernelPart
+    slot = ""
+
+    def __init__(self, spec: Attention | CrossAttention) -> None:
+        super().__init__(spec)
+        self.heads = spec.heads
+
+    def split(self, x: Tensor, count: int) -> Tensor:
+        """[B, S, count·E] -> [B, count, S, E]."""
+        return x.view(*x.shape[:2], count, self.heads.width).transpose(1, 2)
+
+    def finish(self, qkv: tuple[Tensor, Tensor, Tensor], rule: Rule, view: View, flow: Flow) -> Tensor:
+        """Attend and return the heads side by side: [B, S, H·E]."""
+        if flow.trace is not None:
+            flow.trace.attention[flow.path + self.slot] = self.kernel.weights(qkv[0], qkv[1], rule, view, None).detach()
+        mixed = self.kernel.attend(qkv, rule, view, None)
+        return mixed.transpose(1, 2).flatten(2)
+
+
+class AttentionPart(Projected):
+    """x [B, S, D] -> [B, S, D]."""
+
+    def __init__(self, spec: Attention) -> None:
+        super().__init__(spec)
+        self.see = spec.see
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        q = self.split(self.q(x, flow), self.heads.count)
+        k = self.split(self.k(x, flow), self.heads.groups)
+        v = self.split(self.v(x, flow), self.heads.groups)
+        if flow.cache is not None:
+            k, v = flow.cache.extend(flow.path + self.slot, k, v)
+        return self.o(self.finish((q, k, v), self.see, flow.view, flow), flow)
+
+
+class CrossAttentionPart(Projected):
+    """x [B, S, D] -> [B, S, D], looking at `flow.memory` [B', T, D].
+
+    When several hypotheses share a sentence (B a multiple of B'), they ask its one set of keys together: the
+    hypotheses become further queries, and nothing of the memory is copied.
+    """
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        memory, view = flow.memory, flow.memory_view
+        if memory is None or view is None:
+            raise SpecError("cross-attention needs an encoder's output; this flow carries none")
+
+        def make() -> tuple[Tensor, Tensor]:
+            groups = self.heads.groups
+            return self.split(self.k(memory, flow), groups), self.split(self.v(memory, flow), groups)
+
+        k, v = make() if flow.cache is None else flow.cache.memory(flow.path + self.slot, make)
+        batch, length, _ = x.shape
+        rows = k.shape[0]
+        if batch % rows:
+            raise SpecError(f"{batch} rows can't share the encoder's output of {rows} sentences evenly")
+        q = self.q(x, flow)
+        q = self.split(q.view(rows, batch // rows * length, q.shape[-1]), self.heads.count)
+        mixed = self.finish((q, k, v), Everyone(), view, flow)
+        return self.o(mixed.view(batch, length, -1), flow)

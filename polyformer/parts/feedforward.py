@@ -1,0 +1,80 @@
+"""The position-wise feed-forward network and its gated forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from polyformer.parts.linear import Linear
+from polyformer.parts.part import Part
+from polyformer.spec import Spec
+
+if TYPE_CHECKING:
+    from polyformer.parts.flow import Flow
+
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
+
+
+class FeedForward(Spec):
+    """down(activation(up(x))), or with a gate down(activation(gate(x)) · up(x)).
+
+    ReLU is the 2017 paper's (section 3.3); `silu` with a gate is SwiGLU, `gelu` with a gate GEGLU (Shazeer 2020).
+    """
+
+    up: Spec
+    down: Spec
+    activation: Activation = "relu"
+    gate: Spec | None = None
+    dropout: Spec | None = None
+
+    @classmethod
+    def of_widths(cls, width: int, hidden: int, activation: Activation = "relu", bias: bool = True) -> FeedForward:
+        """Return the plain form: width -> hidden -> width."""
+        return cls(Linear(width, hidden, bias), Linear(hidden, width, bias), activation)
+
+    @classmethod
+    def gated(cls, width: int, hidden: int, activation: Activation = "silu", bias: bool = False) -> FeedForward:
+        """Return the gated form: SwiGLU, or GEGLU with `gelu`."""
+        up, down = Linear(width, hidden, bias), Linear(hidden, width, bias)
+        return cls(up, down, activation, gate=Linear(width, hidden, bias))
+
+    def module(self) -> Part:
+        return FeedForwardPart(self)
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "silu": F.silu,
+}
+
+
+class FeedForwardPart(Part):
+    """x [B, S, D] -> [B, S, D]."""
+
+    up: Part
+    down: Part
+    gate: Part | None
+    dropout: Part | None
+
+    def __init__(self, spec: FeedForward) -> None:
+        super().__init__(spec)
+        self.activation = ACTIVATIONS[spec.activation]
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        if self.gate is None:
+            hidden = self.activation(self.up(x, flow))
+        else:
+            hidden = self.activation(self.gate(x, flow)) * self.up(x, flow)
+        if self.dropout is not None:
+            hidden = self.dropout(hidden, flow)
+        return self.down(hidden, flow)

@@ -1,0 +1,192 @@
+"""All that travels beside `x`: who is real, the encoder's output, the cache, a trace. And the caches.
+
+Shape letters: B batch, S query length, K key length, D width, H heads, G key/value heads, E head width, T length
+of the encoder's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from polyformer.errors import SpecError
+from polyformer.parts.rules import View
+
+Pair = tuple[Tensor, Tensor]
+
+
+class Cache(Protocol):
+    """Keys and values of what was read before, by layer slot. A module stores none itself.
+
+    `length` counts the tokens held, the same for every slot; the model advances it after each forward pass.
+    """
+
+    length: int
+
+    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor) -> Pair:
+        """Hold the new keys and values behind the earlier ones and return all, each [B, G, K, E]."""
+
+    def memory(self, slot: str, make: Callable[[], Pair]) -> Pair:
+        """Return the keys and values of the encoder's output, made once by `make` and then held."""
+
+    def reorder(self, rows: Tensor) -> None:
+        """Keep only these rows of the batch, in this order, for self-attention (`rows`: integers [B'])."""
+
+    def reorder_memory(self, rows: Tensor) -> None:
+        """The same for what belongs to the encoder's output, whose batch may be smaller (one row per sentence)."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors held."""
+
+
+@dataclass
+class GrowingCache:
+    """A cache that joins new keys to the old ones: no length to know beforehand, but each step copies."""
+
+    length: int = 0
+    _own: dict[str, Pair] = field(default_factory=dict)
+    _memory: dict[str, Pair] = field(default_factory=dict)
+
+    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor) -> Pair:
+        if slot in self._own:
+            key, value = self._own[slot]
+            key_BGSE, value_BGSE = torch.cat((key, key_BGSE), 2), torch.cat((value, value_BGSE), 2)
+        self._own[slot] = (key_BGSE, value_BGSE)
+        return key_BGSE, value_BGSE
+
+    def memory(self, slot: str, make: Callable[[], Pair]) -> Pair:
+        if slot not in self._memory:
+            self._memory[slot] = make()
+        return self._memory[slot]
+
+    def reorder(self, rows: Tensor) -> None:
+        self._own = {slot: (k.index_select(0, rows), v.index_select(0, rows)) for slot, (k, v) in self._own.items()}
+
+    def reorder_memory(self, rows: Tensor) -> None:
+        self._memory = {s: (k.index_select(0, rows), v.index_select(0, rows)) for s, (k, v) in self._memory.items()}
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.nbytes for pairs in (self._own, self._memory) for pair in pairs.values() for t in pair)
+
+
+@dataclass
+class StaticCache(GrowingCache):
+    """A cache of fixed room: buffers for `room` tokens are made once and written in place.
+
+    Raises:
+        SpecError: more tokens than `room`.
+    """
+
+    room: int = 0
+
+    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor) -> Pair:
+        end = self.length + key_BGSE.shape[2]
+        if end > self.room:
+            raise SpecError(f"the cache has room for {self.room} tokens, not {end}")
+        if slot not in self._own:
+            b, g, _, e = key_BGSE.shape
+            self._own[slot] = (key_BGSE.new_empty(b, g, self.room, e), value_BGSE.new_empty(b, g, self.room, e))
+        key, value = self._own[slot]
+        key[:, :, self.length : end] = key_BGSE
+        value[:, :, self.length : end] = value_BGSE
+        return key[:, :, :end], value[:, :, :end]
+
+    def reorder(self, rows: Tensor) -> None:
+        for slot, (key, value) in self._own.items():
+            kept = (key[:, :, : self.length].index_select(0, rows), value[:, :, : self.length].index_select(0, rows))
+            if rows.shape[0] != key.shape[0]:
+                shape = (rows.shape[0], *key.shape[1:])
+                key, value = key.new_empty(shape), value.new_empty(shape)
+                self._own[slot] = (key, value)
+            key[:, :, : self.length], value[:, :, : self.length] = kept
+
+
+@dataclass
+class Trace:
+    """What an explanation asks a forward pass to write down. Kernels fill it only when a flow carries one.
+
+    Attributes:
+        attention: softmax weights [B, H, S, K] by slot (`"decoder.2.steps.1.op"`), without dropout.
+    """
+
+    attention: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Flow:
+    """One batch's company on its way through a stack.
+
+    Attributes:
+        view: queries and keys of self-attention.
+        positions: integers [1 or B, S], the place of each row in its own sequence (not in the padded one).
+        memory: the encoder's output [B', T, D] for cross-attention; B is B' or, with several hypotheses to a
+            sentence, a multiple of it.
+        memory_view: its keys, for cross-attention.
+        cache: where keys and values of earlier tokens are held, or None.
+        trace: where explanations are written, or None.
+        path: the slots of the stacks that are being walked; kept by `Stack`.
+    """
+
+    view: View
+    positions: Tensor
+    memory: Tensor | None = None
+    memory_view: View | None = None
+    cache: Cache | None = None
+    trace: Trace | None = None
+    path: str = ""
+
+    @property
+    def rows_valid(self) -> Tensor | None:
+        """Boolean [B, S], which of the rows now in `x` are real; None if all are."""
+        valid = self.view.valid
+        return None if valid is None else valid[:, self.view.keys - self.view.queries :]
+
+
+def start_flow(
+    ids_BS: Tensor, valid: Tensor | None = None, documents: Tensor | None = None, cache: Cache | None = None
+) -> Flow:
+    """Begin a flow for the rows of `ids_BS`.
+
+    Args:
+        ids_BS: anything of shape [B, S, ...]: the rows that now go in.
+        valid: [B, K], non-zero for real tokens, those held in the cache included; None if all are real.
+        documents: integers [B, K] telling apart the documents packed into a row.
+        cache: holds K - S tokens already.
+    Raises:
+        SpecError: a mask of the wrong shape.
+    """
+    batch, length = ids_BS.shape[:2]
+    past = 0 if cache is None else cache.length
+    device = ids_BS.device
+    positions = torch.arange(past, past + length, device=device)[None]
+    right_padded = False
+    if valid is not None:
+        if valid.shape != (batch, past + length):
+            told = f"{past} cached and {length} new tokens" if past else f"{length} tokens"
+            raise SpecError(f"the attention mask has shape {list(valid.shape)}; {batch} rows of {told} need {[batch, past + length]}")
+        valid = valid.bool()
+        right_padded = not bool((valid[:, 1:] & ~valid[:, :-1]).any())
+        if device.type == "cpu" and bool(valid.all()):
+            valid = None
+        elif not right_padded:
+            positions = (valid.long().cumsum(1) - 1).clamp(min=0)[:, past:]
+    if documents is not None:
+        if documents.shape != (batch, past + length):
+            raise SpecError(f"document ids have shape {list(documents.shape)}, not {[batch, past + length]}")
+        positions = _positions_in_documents(documents)[:, past:]
+    view = View(length, past + length, valid, documents, right_padded, device)
+    return Flow(view=view, positions=positions, cache=cache)
+
+
+def _positions_in_documents(documents: Tensor) -> Tensor:
+    """Count from 0 within each run of equal ids: [B, K] -> [B, K]."""
+    places = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    starts = torch.ones_like(documents, dtype=torch.bool)
+    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return places - torch.where(starts, places, 0).cummax(1).values

@@ -1,0 +1,96 @@
+"""Exact softmax attention through PyTorch's scaled_dot_product_attention."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from polyformer.parts.part import Part
+from polyformer.spec import Spec
+
+if TYPE_CHECKING:
+    from polyformer.parts.rules import Rule, View
+
+
+class Kernel(Spec):
+    """Computes attention from queries, keys and values under a rule."""
+
+
+class Softmax(Kernel):
+    """softmax(scale · q kᵀ + bias) v over the keys that the rule allows (Vaswani et al. 2017, section 3.2.1).
+
+    `scale` None is 1/√E. `dropout` drops attention weights in training; the 2017 paper has none there.
+    """
+
+    scale: float | None = None
+    dropout: float = 0.0
+
+    def check(self) -> None:
+        self.require(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")
+
+    def module(self) -> Part:
+        return SoftmaxPart(self)
+
+
+class KernelPart(Part):
+    """The seam for other exact attentions: it is handed q, k, v, the rule and a score bias."""
+
+    def attend(self, qkv: tuple[Tensor, Tensor, Tensor], rule: Rule, view: View, bias: Tensor | None) -> Tensor:
+        """Return the mixed values [B, H, S, E].
+
+        Args:
+            qkv: q [B, H, S, E], k and v [B, G, K, E] with H a multiple of G.
+            rule, view: who may look at whom.
+            bias: added to the scores, broadcastable to [B, H, S, K].
+        A query with nothing to look at gets zeros.
+        """
+        raise NotImplementedError
+
+    def weights(self, q: Tensor, k: Tensor, rule: Rule, view: View, bias: Tensor | None) -> Tensor:
+        """Return the attention weights [B, H, S, K] themselves, for explanations."""
+        raise NotImplementedError
+
+
+class SoftmaxPart(KernelPart):
+    """SDPA chooses the implementation; the masks are shared by all layers of a pass."""
+
+    def __init__(self, spec: Softmax) -> None:
+        super().__init__(spec)
+        self.scale, self.dropout = spec.scale, spec.dropout
+
+    def attend(self, qkv: tuple[Tensor, Tensor, Tensor], rule: Rule, view: View, bias: Tensor | None) -> Tensor:
+        q, k, v = qkv
+        mask = view.mask(rule)
+        allowed: Tensor | None = mask.allowed
+        causal = mask.causal
+        if bias is not None:
+            if causal:
+                allowed, causal = rule.allowed(view)[:, None], False  # type: ignore[index]
+            allowed = bias if allowed is None else bias.masked_fill(~allowed, float("-inf"))
+        out = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=allowed,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=causal,
+            scale=self.scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+        return out if mask.empty is None else out.masked_fill(mask.empty, 0.0)
+
+    def weights(self, q: Tensor, k: Tensor, rule: Rule, view: View, bias: Tensor | None) -> Tensor:
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+        scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
+        scores = (q @ k.transpose(-1, -2)).float() * scale
+        if bias is not None:
+            scores = scores + bias
+        mask = view.mask(rule)
+        allowed = rule.allowed(view) if mask.causal else mask.allowed
+        if allowed is not None:
+            scores = scores.masked_fill(~(allowed[:, None] if allowed.ndim == 3 else allowed), float("-inf"))
+        found = torch.softmax(scores, -1)
+        return found if mask.empty is None else found.masked_fill(mask.empty, 0.0)

@@ -1,0 +1,42 @@
+"""The affine map, the one place where most weights live (and where adapters and quantised weights come in)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polyformer.parts.part import Part
+from polyformer.spec import Spec
+
+if TYPE_CHECKING:
+    from polyformer.parts.flow import Flow
+
+
+class Linear(Spec):
+    """y = x Wᵀ + b, with W [outputs, inputs]. Starts from Xavier's uniform distribution (Glorot and Bengio 2010)."""
+
+    inputs: int
+    outputs: int
+    bias: bool = True
+
+    def check(self) -> None:
+        self.require(self.inputs > 0 and self.outputs > 0, "inputs and outputs must be at least 1")
+
+    def module(self) -> Part:
+        return LinearPart(self)
+
+
+class LinearPart(Part):
+    """x [..., inputs] -> [..., outputs]."""
+
+    def __init__(self, spec: Linear) -> None:
+        super().__init__(spec)
+        self.weight = nn.Parameter(torch.empty(spec.outputs, spec.inputs))
+        self.bias = nn.Parameter(torch.zeros(spec.outputs)) if spec.bias else None
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, x: Tensor, flow: Flow | None = None) -> Tensor:
+        return F.linear(x, self.weight, self.bias)

@@ -1,0 +1,35 @@
+"""The base of every module: a part holds its spec, and its children are the parts of the spec's children."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from polyformer.spec import Spec, child_fields
+
+if TYPE_CHECKING:
+    from polyformer.parts.flow import Flow
+
+
+class Part(nn.Module):
+    """A module made from a spec.
+
+    Each field of the spec that holds a `Spec` becomes a child of the same name, and a tuple of them a
+    `ModuleList`: so the path of a spec in its tree is the path of its module, and a parameter's name tells where
+    it stands in the spec. A part has one signature, `forward(x, flow) -> x`; what travels beside `x` is in `Flow`.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.spec = spec
+        for name, shape in child_fields(type(spec)).items():
+            value = getattr(spec, name)
+            if shape == "many":
+                self.add_module(name, nn.ModuleList(item.module() for item in value))
+            else:
+                self.register_module(name, None if value is None else value.module())
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        """Map x [B, S, D] to the same shape unless the part says otherwise."""
+        raise NotImplementedError

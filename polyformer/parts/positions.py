@@ -1,0 +1,114 @@
+"""Absolute positions that are combined with token embeddings. Without a `Position`, a model knows no order."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from polyformer.errors import SpecError
+from polyformer.parts.part import Part
+from polyformer.spec import Spec
+
+if TYPE_CHECKING:
+    from polyformer.parts.flow import Flow
+
+
+class Position(Spec):
+    """A vector of `width` for each place; `length` places at most (None: any number)."""
+
+    width: int
+    length: int | None = None
+
+    def check(self) -> None:
+        self.require(self.width > 0, "width must be at least 1")
+        self.require(self.length is None or self.length > 0, "length must be at least 1")
+
+
+class Sinusoidal(Position):
+    """PE(pos, 2i) = sin(pos / base^(2i/d)), PE(pos, 2i+1) = the cosine (Vaswani et al. 2017, section 3.5).
+
+    `layout` says where they stand: sines and cosines alternate as in the paper, or all sines come first, as in
+    tensor2tensor, fairseq and Marian.
+    """
+
+    layout: Literal["interleaved", "halves"] = "interleaved"
+    base: float = 10000.0
+
+    def module(self) -> Part:
+        return SinusoidalPart(self)
+
+
+class Learned(Position):
+    """A trained vector for each place (Gehring et al. 2017); places beyond `length` are an error."""
+
+    def check(self) -> None:
+        super().check()
+        self.require(self.length is not None, "learned positions need a length")
+
+    def module(self) -> Part:
+        return LearnedPart(self)
+
+
+class PositionPart(Part):
+    """Gives vectors for `flow.positions`: [1 or B, S] -> [1 or B, S, width]."""
+
+    length: int | None
+
+    def refuse_beyond(self, positions: Tensor) -> int:
+        """Return one more than the largest position; raise if there is no vector for it."""
+        needed = int(positions.max()) + 1 if positions.numel() else 0
+        if self.length is not None and needed > self.length:
+            raise SpecError(
+                f"a sequence of {needed} tokens is longer than the model's {self.length} positions; "
+                "shorten it, or train with more positions"
+            )
+        return needed
+
+
+class SinusoidalPart(PositionPart):
+    """No weights: the table is computed, in double precision, as far as it has been needed."""
+
+    def __init__(self, spec: Sinusoidal) -> None:
+        super().__init__(spec)
+        self.length = spec.length
+        self.table: Tensor | None = None
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        needed = self.refuse_beyond(flow.positions)
+        if self.table is None or len(self.table) < needed or self.table.device != x.device:
+            rows = max(needed, 64) if self.table is None else max(needed, 2 * len(self.table))
+            self.table = self._make(rows).to(x.device)
+        if len(flow.positions) == 1:
+            start = int(flow.positions[0, 0])
+            return self.table[None, start : start + flow.positions.shape[1]].to(x.dtype)
+        return self.table[flow.positions].to(x.dtype)
+
+    def _make(self, rows: int) -> Tensor:
+        spec = self.spec
+        assert isinstance(spec, Sinusoidal)
+        pairs = -(-spec.width // 2)
+        exponents = torch.arange(pairs, dtype=torch.float64, device="cpu") * (-2 * math.log(spec.base) / spec.width)
+        angles = torch.arange(rows, dtype=torch.float64, device="cpu")[:, None] * exponents.exp()
+        if spec.layout == "interleaved":
+            table = torch.stack((angles.sin(), angles.cos()), -1).flatten(1)
+        else:
+            table = torch.cat((angles.sin(), angles.cos()[:, : spec.width // 2]), 1)
+        return table[:, : spec.width].float()
+
+
+class LearnedPart(PositionPart):
+    """Holds the table [length, width]."""
+
+    def __init__(self, spec: Learned) -> None:
+        super().__init__(spec)
+        assert spec.length is not None
+        self.length = spec.length
+        self.weight = nn.Parameter(torch.empty(spec.length, spec.width))
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        self.refuse_beyond(flow.positions)
+        return self.weight[flow.positions]
