@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import sys
 import tomllib
 import types
 import typing
@@ -47,9 +48,13 @@ class Record:
     """
 
     registry: ClassVar[dict[str, type[Record]]] = {}
+    abstract: ClassVar[bool] = True
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, abstract: bool = False, **options: Any) -> None:
+        """Register a type of record; `abstract` ones only stand above others, and no file can hold them."""
         super().__init_subclass__(**options)
+        cls.abstract = abstract
         dataclasses.dataclass(frozen=True)(cls)
         known = Record.registry.get(cls.__name__)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -80,7 +85,8 @@ class Record:
 
     def to_data(self) -> dict[str, Any]:
         """Return plain dictionaries, lists and values; the fields that equal their defaults are left out."""
-        return _encode(self, type(self))
+        data: dict[str, Any] = _encode(self, type(self))
+        return data
 
     @classmethod
     def from_data(cls, data: Any, where: str = "") -> Self:
@@ -102,8 +108,8 @@ class Record:
     def from_json(cls, text: str, where: str = "") -> Self:
         """Read what `to_json` wrote; raises `SpecError` for text that is not JSON or not such a record."""
         try:
-            data = json.loads(text)
-        except ValueError as error:
+            data = json.loads(text, object_pairs_hook=_unrepeated)
+        except (ValueError, RecursionError) as error:
             raise SpecError(f"{where or cls.__name__} is not JSON: {error}") from None
         return cls.from_data(data, where)
 
@@ -118,12 +124,12 @@ class Record:
         """Read what `to_toml` wrote; raises `SpecError` for text that is not TOML or not such a record."""
         try:
             data = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise SpecError(f"{where or cls.__name__} is not TOML: {error}") from None
         return cls.from_data(data, where)
 
 
-class Spec(Record):
+class Spec(Record, abstract=True):
     """A record that builds a module: the same tree of names, one `Part` for each `Spec`."""
 
     def module(self) -> Part:
@@ -200,19 +206,22 @@ def _same(new: Any, old: Any) -> bool:
 # Kinds of values
 
 
-@functools.cache
 def field_types(cls: type[Record]) -> dict[str, Any]:
     """Return the annotation of each field, resolved, in order."""
+    return _field_types(typing.cast(Any, cls))
+
+
+@functools.cache
+def _field_types(cls: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
-    kinds = {field.name: hints[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+    kinds = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    for field in dataclasses.fields(cls):
         optional = type(None) in typing.get_args(kinds[field.name])
         if optional and field.default not in (None, dataclasses.MISSING):
             raise TypeError(f"{cls.__name__}.{field.name} is optional, so its default must be None")
     return kinds
 
 
-@functools.cache
 def child_fields(cls: type[Spec]) -> dict[str, str]:
     """Return the fields that hold what a module is made of: `"one"` spec (or none), or `"many"` in a tuple."""
     found = {}
@@ -228,6 +237,10 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return typing.get_args(kind)
     return (kind,)
+
+
+def _records(kind: Any) -> list[type[Record]]:
+    return [option for option in _alternatives(kind) if isinstance(option, type) and issubclass(option, Record)]
 
 
 def _name_of(kind: Any) -> str:
@@ -252,7 +265,8 @@ def _coerce(value: Any, kind: Any, where: str) -> Any:
             if isinstance(value, (tuple, list)):
                 return _coerce_items(value, typing.get_args(option), where)
         elif option is float:
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if number and abs(value) <= sys.float_info.max:
                 return float(value)
         elif option is int:
             if isinstance(value, int) and not isinstance(value, bool):
@@ -261,7 +275,9 @@ def _coerce(value: Any, kind: Any, where: str) -> Any:
             return value
     wanted = " or ".join(_name_of(option) for option in _alternatives(kind) if option is not type(None))
     shown = type(value).__name__ if isinstance(value, (Record, dict, list, tuple)) else repr(value)
-    near = suggest(value, typing.get_args(kind)) if typing.get_origin(kind) is typing.Literal and isinstance(value, str) else ""
+    shown = shown if len(shown) <= 80 else shown[:79] + "…"
+    literal = typing.get_origin(kind) is typing.Literal and isinstance(value, str)
+    near = suggest(value, typing.get_args(kind)) if literal else ""
     raise SpecError(f"{where} should be {wanted}, not {shown}{near if 'did you' in near else ''}")
 
 
@@ -281,44 +297,49 @@ def _encode(value: Any, kind: Any) -> Any:
     if isinstance(value, Record):
         kinds = field_types(type(value))
         data: dict[str, Any] = {}
-        if not any(option is type(value) for option in _alternatives(kind)):
+        if _records(kind) != [type(value)]:
             data["type"] = type(value).__name__
-        for field in dataclasses.fields(value):  # type: ignore[arg-type]
+        for field in dataclasses.fields(value):
             item = getattr(value, field.name)
             default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
             if default is dataclasses.MISSING or item != default:
                 data[field.name] = _encode(item, kinds[field.name])
         return data
     if isinstance(value, tuple):
-        kinds = next(typing.get_args(option) for option in _alternatives(kind) if typing.get_origin(option) is tuple)
-        if len(kinds) == 2 and kinds[1] is Ellipsis:
-            return _encode_items(value, kinds[0])
-        return [_encode(item, inner) for item, inner in zip(value, kinds, strict=True)]
+        inner = next(typing.get_args(option) for option in _alternatives(kind) if typing.get_origin(option) is tuple)
+        if len(inner) == 2 and inner[1] is Ellipsis:
+            return _encode_items(value, inner[0])
+        return [_encode(item, one) for item, one in zip(value, inner, strict=True)]
     return value
 
 
 def _encode_items(items: tuple[Any, ...], kind: Any) -> list[Any]:
     """Encode a tuple; records that repeat, singly or as a pattern, are written once with their count."""
+    if not any(isinstance(item, Record) for item in items):
+        return [_encode(item, kind) for item in items]
     written: list[Any] = []
-    at = 0
-    while at < len(items):
-        period, count = _repetition(items, at) if isinstance(items[at], Record) else (1, 1)
-        pattern = [_encode(item, kind) for item in items[at : at + period]]
+    for start, period, count in repetitions(items):
+        pattern = [_encode(item, kind) for item in items[start : start + period]]
         written += [{"repeat": count, "of": pattern}] if count > 1 else pattern
-        at += period * count
     return written
 
 
-def _repetition(items: tuple[Any, ...], at: int) -> tuple[int, int]:
-    """Return (period, count) of the pattern starting at `at` that covers most; (1, 1) if nothing repeats."""
-    best = (1, 1)
-    for period in range(1, (len(items) - at) // 2 + 1):
-        count = 1
-        while items[at + count * period : at + (count + 1) * period] == items[at : at + period]:
-            count += 1
-        if count > 1 and period * count > best[0] * best[1]:
-            best = (period, count)
-    return best
+def repetitions(items: tuple[Any, ...]) -> Iterator[tuple[int, int, int]]:
+    """Cut a sequence into patterns that repeat: yield (start, length of the pattern, how often it stands there).
+
+    From left to right, the pattern that covers most is taken; an item that does not repeat is a pattern of one.
+    """
+    start = 0
+    while start < len(items):
+        best = (1, 1)
+        for period in range(1, (len(items) - start) // 2 + 1):
+            pattern, count = items[start : start + period], 1
+            while items[start + count * period : start + (count + 1) * period] == pattern:
+                count += 1
+            if count > 1 and period * count > best[0] * best[1]:
+                best = (period, count)
+        yield start, *best
+        start += best[0] * best[1]
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -326,9 +347,8 @@ def _repetition(items: tuple[Any, ...], at: int) -> tuple[int, int]:
 
 
 def _decode(data: Any, kind: Any, where: str) -> Any:
-    record = next((o for o in _alternatives(kind) if isinstance(o, type) and issubclass(o, Record)), None)
-    if record is not None and isinstance(data, dict):
-        return _decode_record(data, record, where)
+    if _records(kind) and isinstance(data, dict):
+        return _decode_record(data, _records(kind), where)
     if isinstance(data, list):
         for option in _alternatives(kind):
             if typing.get_origin(option) is tuple:
@@ -338,13 +358,15 @@ def _decode(data: Any, kind: Any, where: str) -> Any:
 
 def _decode_items(data: list[Any], kinds: tuple[Any, ...], where: str) -> list[Any]:
     if len(kinds) != 2 or kinds[1] is not Ellipsis:
-        return data
+        return [_decode(item, inner, f"{where}[{i}]") for i, (item, inner) in enumerate(zip(data, kinds, strict=False))]
     items: list[Any] = []
     for i, item in enumerate(data):
         if isinstance(item, dict) and set(item) == {"repeat", "of"}:
             count = _coerce(item["repeat"], int, f"{where}[{i}].repeat")
+            if not isinstance(item["of"], list) or not item["of"]:
+                raise SpecError(f"{where}[{i}].of should be a list of what is repeated")
             pattern = [_decode(inner, kinds[0], f"{where}[{i}].of[{j}]") for j, inner in enumerate(item["of"])]
-            if not 1 <= count * max(len(pattern), 1) <= 100_000:
+            if not 1 <= count * len(pattern) <= 100_000:
                 raise SpecError(f"{where}[{i}].repeat should be between 1 and 100,000, not {count}")
             items += pattern * count
         else:
@@ -352,22 +374,37 @@ def _decode_items(data: list[Any], kinds: tuple[Any, ...], where: str) -> list[A
     return items
 
 
-def _decode_record(data: dict[str, Any], base: type[Record], where: str) -> Record:
-    name = data.get("type", base.__name__)
+def _decode_record(data: dict[str, Any], bases: list[type[Record]], where: str) -> Record:
+    wanted = " or ".join(base.__name__ for base in bases)
+    name = data.get("type", wanted)
+    if "type" not in data and (len(bases) > 1 or bases[0].abstract):
+        raise SpecError(f"{where} lacks the key 'type', which says what {wanted} it is")
     cls = Record.registry.get(name) if isinstance(name, str) else None
-    if cls is None or not issubclass(cls, base):
-        fitting = [n for n, known in Record.registry.items() if issubclass(known, base) and field_types(known) is not None]
-        raise SpecError(f"{where}: there is no {base.__name__} of type '{name}'{suggest(str(name), fitting)}")
+    if cls is None or cls.abstract or not issubclass(cls, tuple(bases)):
+        fitting = [n for n, known in Record.registry.items() if issubclass(known, tuple(bases)) and not known.abstract]
+        raise SpecError(f"{where}: there is no {wanted} of type '{name}'{suggest(str(name), fitting)}")
     kinds = field_types(cls)
     for key in data:
         if key not in kinds and key != "type":
             raise SpecError(f"{where} has an unknown key '{key}'{suggest(key, kinds)}")
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+    for field in dataclasses.fields(cls):
         needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if needed and field.name not in data:
             raise SpecError(f"{where} lacks the key '{field.name}' ({_name_of(kinds[field.name])})")
     values = {k: _decode(v, kinds[k], f"{where}.{k}") for k, v in data.items() if k != "type"}
-    return cls(**values)
+    try:
+        return cls(**values)
+    except SpecError as error:
+        raise SpecError(f"{where}: {error}") from None
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dictionary of JSON's pairs; plain `json` would drop all but the last of equal keys."""
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise SpecError(f"a table has the key '{twice}' twice")
+    return data
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -395,7 +432,7 @@ def _define(cls: type[Record], definitions: dict[str, Any]) -> None:
     kinds = field_types(cls)
     needed = [
         f.name
-        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        for f in dataclasses.fields(cls)
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]
     properties = {name: _schema_of(kind, definitions) for name, kind in kinds.items()}
@@ -410,7 +447,8 @@ def _define(cls: type[Record], definitions: dict[str, Any]) -> None:
     for known in below:
         _define(known, definitions)
     references = [{"allOf": [{"$ref": f"#/$defs/{known.__name__}"}, {"required": ["type"]}]} for known in below]
-    definitions[cls.__name__] = {"anyOf": [own, *references]} if below else own
+    fitting = references if cls.abstract else [own, *references]
+    definitions[cls.__name__] = own if fitting == [own] else {"anyOf": fitting}
 
 
 def _schema_of(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
@@ -424,13 +462,14 @@ def _schema_of(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         kinds = typing.get_args(kind)
         if len(kinds) == 2 and kinds[1] is Ellipsis:
             item = _schema_of(kinds[0], definitions)
+            pattern = {"type": "array", "items": item, "minItems": 1}
             repeat = {
                 "type": "object",
-                "properties": {"repeat": {"type": "integer", "minimum": 1}, "of": {"type": "array", "items": item}},
+                "properties": {"repeat": {"type": "integer", "minimum": 1}, "of": pattern},
                 "required": ["repeat", "of"],
                 "additionalProperties": False,
             }
-            return {"type": "array", "items": {"anyOf": [item, repeat]} if "$ref" in item else item}
+            return {"type": "array", "items": {"anyOf": [item, repeat]} if any(map(_records, kinds)) else item}
         return {"type": "array", "prefixItems": [_schema_of(k, definitions) for k in kinds], "items": False}
     if isinstance(kind, type) and issubclass(kind, Record):
         _define(kind, definitions)

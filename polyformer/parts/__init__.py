@@ -47,8 +47,8 @@ __all__ = [
     "Sinusoidal",
     "Softmax",
     "Stack",
-    "TokenEmbedding",
     "Tie",
+    "TokenEmbedding",
     "Trace",
     "Transformer",
 ]

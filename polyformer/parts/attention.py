@@ -56,6 +56,9 @@ class Attention(Spec):
     see: Rule = Everyone()
     kernel: Kernel = Softmax()
 
+    def check(self) -> None:
+        _check_sizes(self)
+
     @classmethod
     def of_width(cls, width: int, heads: int, see: Rule, bias: bool = True) -> Attention:
         """Return plain multi-head attention of a model's width."""
@@ -76,6 +79,9 @@ class CrossAttention(Spec):
     heads: Heads
     kernel: Kernel = Softmax()
 
+    def check(self) -> None:
+        _check_sizes(self)
+
     @classmethod
     def of_width(cls, width: int, heads: int, bias: bool = True) -> CrossAttention:
         """Return plain multi-head cross-attention of a model's width."""
@@ -84,6 +90,17 @@ class CrossAttention(Spec):
 
     def module(self) -> Part:
         return CrossAttentionPart(self)
+
+
+def _check_sizes(spec: Attention | CrossAttention) -> None:
+    """Refuse plain matrices that don't fit the heads; what has taken a matrix's place is trusted."""
+    heads = spec.heads
+    for name, count in (("q", heads.count), ("k", heads.groups), ("v", heads.groups), ("o", heads.count)):
+        linear = getattr(spec, name)
+        if isinstance(linear, Linear):
+            size, does = (linear.inputs, "takes") if name == "o" else (linear.outputs, "gives")
+            told = f"{name} {does} {size} values, but {count} heads of width {heads.width} make {count * heads.width}"
+            spec.require(size == count * heads.width, told)
 
 
 class Projected(Part):

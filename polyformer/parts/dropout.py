@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -55,6 +55,6 @@ def keep_mask(like: Tensor, rate: float) -> Tensor:
     threshold = min(round(rate * 65536), 65535)
     seed = int(torch.randint(2**62, ()))
     words = np.random.SFC64(seed).random_raw(-(-like.numel() // 4))
-    bits: Any = torch.from_numpy(words.view(np.int16))[: like.numel()]
-    keep = bits.view(like.shape) >= threshold - 32768
+    bits = torch.from_numpy(words.view(np.int16))[: like.numel()]
+    keep: Tensor = bits.view(like.shape) >= threshold - 32768
     return keep.to(like.dtype).mul_(65536 / (65536 - threshold))

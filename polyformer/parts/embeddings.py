@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from polyformer.errors import SpecError
 from polyformer.parts.linear import Linear
-from polyformer.parts.part import Part
+from polyformer.parts.part import Part, draw_normal
 from polyformer.parts.positions import Position
 from polyformer.spec import Spec
 
@@ -19,19 +19,25 @@ if TYPE_CHECKING:
 
 
 class TokenEmbedding(Spec):
-    """A trained vector of `width` for each of `vocabulary` tokens."""
+    """A trained vector of `width` for each of `vocabulary` tokens.
+
+    The row of the token `padding` gets no gradient from being looked up (though it may from a head tied to it).
+    """
 
     vocabulary: int
     width: int
+    padding: int | None = None
 
     def check(self) -> None:
         self.require(self.vocabulary > 0 and self.width > 0, "vocabulary and width must be at least 1")
+        known = self.padding is None or 0 <= self.padding < self.vocabulary
+        self.require(known, f"padding {self.padding} is no token of a vocabulary of {self.vocabulary}")
 
     def module(self) -> Part:
         return TokenEmbeddingPart(self)
 
 
-class Combine(Spec):
+class Combine(Spec, abstract=True):
     """How position vectors join token vectors."""
 
 
@@ -86,10 +92,11 @@ class TokenEmbeddingPart(Part):
     def __init__(self, spec: TokenEmbedding) -> None:
         super().__init__(spec)
         self.weight = nn.Parameter(torch.empty(spec.vocabulary, spec.width))
-        nn.init.normal_(self.weight, std=spec.width**-0.5)
+        self.padding = spec.padding
+        draw_normal(self.weight, spec.width**-0.5)
 
     def forward(self, x: Tensor, flow: Flow | None = None) -> Tensor:
-        return F.embedding(x, self.weight)
+        return F.embedding(x, self.weight, self.padding)
 
 
 class CombinePart(Part):
@@ -100,12 +107,16 @@ class CombinePart(Part):
         raise NotImplementedError
 
 
+def _refuse_other_width(tokens: Tensor, positions: Tensor) -> None:
+    if tokens.shape[-1] != positions.shape[-1]:
+        raise SpecError(f"tokens {tokens.shape[-1]} wide can't be mixed with positions {positions.shape[-1]} wide")
+
+
 class AddPart(CombinePart):
     """Sum."""
 
     def join(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        if tokens.shape[-1] != positions.shape[-1]:
-            raise SpecError(f"tokens {tokens.shape[-1]} wide can't be added to positions {positions.shape[-1]} wide")
+        _refuse_other_width(tokens, positions)
         return tokens + positions
 
 
@@ -122,6 +133,7 @@ class GatePart(CombinePart):
     mix: Part
 
     def join(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        _refuse_other_width(tokens, positions)
         positions = positions.expand_as(tokens)
         gate = torch.sigmoid(self.mix(torch.cat((tokens, positions), -1)))
         return torch.lerp(positions, tokens, gate)

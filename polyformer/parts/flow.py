@@ -6,6 +6,7 @@ of the encoder's output.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -75,36 +76,74 @@ class GrowingCache:
         return sum(t.nbytes for pairs in (self._own, self._memory) for pair in pairs.values() for t in pair)
 
 
+class _Buffer:
+    """What a slot holds of one kind (keys or values), laid out [room, B, G, E].
+
+    In that order all that is held so far is one piece of memory, so that reordering the batch is one copy into a
+    second piece, which then changes places with the first. Both are kept when the batch shrinks.
+    """
+
+    def __init__(self, like_BGSE: Tensor, room: int) -> None:
+        batch, groups, _, width = like_BGSE.shape
+        self.shape = (room, batch, groups, width)
+        self.pieces = [like_BGSE.new_empty(math.prod(self.shape))]
+
+    @property
+    def rows(self) -> Tensor:
+        return self.pieces[0][: math.prod(self.shape)].view(self.shape)
+
+    def write(self, start: int, new_BGSE: Tensor) -> Tensor:
+        """Put new tokens behind the first `start` and return all: [B, G, K, E]."""
+        end = start + new_BGSE.shape[2]
+        rows = self.rows
+        rows[start:end] = new_BGSE.permute(2, 0, 1, 3)
+        return rows[:end].permute(1, 2, 0, 3)
+
+    def reorder(self, rows: Tensor, length: int) -> None:
+        """Keep these rows of the first `length` tokens."""
+        room, batch, groups, width = self.shape
+        if len(rows) == batch and torch.equal(rows, torch.arange(batch, device=rows.device)):
+            return
+        held = self.rows[:length]
+        self.shape = (room, len(rows), groups, width)
+        wanted = math.prod(self.shape)
+        if len(self.pieces) == 1 or self.pieces[1].numel() < wanted:
+            self.pieces[1:] = [held.new_empty(wanted)]
+        self.pieces.reverse()
+        torch.index_select(held, 1, rows, out=self.rows[:length])
+
+
 @dataclass
 class StaticCache(GrowingCache):
     """A cache of fixed room: buffers for `room` tokens are made once and written in place.
+
+    No gradient goes through them; where a prefix is trained, use a `GrowingCache`.
 
     Raises:
         SpecError: more tokens than `room`.
     """
 
     room: int = 0
+    _buffers: dict[str, tuple[_Buffer, _Buffer]] = field(default_factory=dict)
 
     def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor) -> Pair:
         end = self.length + key_BGSE.shape[2]
         if end > self.room:
             raise SpecError(f"the cache has room for {self.room} tokens, not {end}")
-        if slot not in self._own:
-            b, g, _, e = key_BGSE.shape
-            self._own[slot] = (key_BGSE.new_empty(b, g, self.room, e), value_BGSE.new_empty(b, g, self.room, e))
-        key, value = self._own[slot]
-        key[:, :, self.length : end] = key_BGSE
-        value[:, :, self.length : end] = value_BGSE
-        return key[:, :, :end], value[:, :, :end]
+        if slot not in self._buffers:
+            self._buffers[slot] = (_Buffer(key_BGSE, self.room), _Buffer(value_BGSE, self.room))
+        keys, values = self._buffers[slot]
+        return keys.write(self.length, key_BGSE), values.write(self.length, value_BGSE)
 
     def reorder(self, rows: Tensor) -> None:
-        for slot, (key, value) in self._own.items():
-            kept = (key[:, :, : self.length].index_select(0, rows), value[:, :, : self.length].index_select(0, rows))
-            if rows.shape[0] != key.shape[0]:
-                shape = (rows.shape[0], *key.shape[1:])
-                key, value = key.new_empty(shape), value.new_empty(shape)
-                self._own[slot] = (key, value)
-            key[:, :, : self.length], value[:, :, : self.length] = kept
+        for buffers in self._buffers.values():
+            for buffer in buffers:
+                buffer.reorder(rows, self.length)
+
+    @property
+    def bytes(self) -> int:
+        own = (piece.nbytes for buffers in self._buffers.values() for buffer in buffers for piece in buffer.pieces)
+        return sum(own) + super().bytes
 
 
 @dataclass
@@ -169,7 +208,8 @@ def start_flow(
     if valid is not None:
         if valid.shape != (batch, past + length):
             told = f"{past} cached and {length} new tokens" if past else f"{length} tokens"
-            raise SpecError(f"the attention mask has shape {list(valid.shape)}; {batch} rows of {told} need {[batch, past + length]}")
+            needed = [batch, past + length]
+            raise SpecError(f"the attention mask has shape {list(valid.shape)}; {batch} rows of {told} need {needed}")
         valid = valid.bool()
         right_padded = not bool((valid[:, 1:] & ~valid[:, :-1]).any())
         if device.type == "cpu" and bool(valid.all()):
@@ -179,14 +219,16 @@ def start_flow(
     if documents is not None:
         if documents.shape != (batch, past + length):
             raise SpecError(f"document ids have shape {list(documents.shape)}, not {[batch, past + length]}")
-        positions = _positions_in_documents(documents)[:, past:]
+        positions = _positions_in_documents(documents, valid)[:, past:]
     view = View(length, past + length, valid, documents, right_padded, device)
     return Flow(view=view, positions=positions, cache=cache)
 
 
-def _positions_in_documents(documents: Tensor) -> Tensor:
-    """Count from 0 within each run of equal ids: [B, K] -> [B, K]."""
+def _positions_in_documents(documents: Tensor, valid: Tensor | None) -> Tensor:
+    """Count from 0 within each run of equal ids, whatever ids padding has: [B, K] -> [B, K]."""
     places = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
     starts = torch.ones_like(documents, dtype=torch.bool)
     starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    if valid is not None:
+        starts[:, 1:] |= valid[:, 1:] != valid[:, :-1]
     return places - torch.where(starts, places, 0).cummax(1).values

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -81,6 +83,7 @@ class TransformerPart(Part):
     target: Part | None
     decoder: Part | None
     head: Part | None
+    __call__: Callable[..., Output]  # type: ignore[assignment]
 
     def __init__(self, spec: Transformer) -> None:
         super().__init__(spec)
@@ -103,8 +106,8 @@ class TransformerPart(Part):
                 raise SpecError(f"{one.tied} {list(tied.shape)} can't be tied to {one.to} {list(to.shape)}")
             setattr(self.get_submodule(owner), name, to)
 
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        super()._apply(fn, recurse)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.tie()
         return self
 
@@ -175,6 +178,13 @@ class TransformerPart(Part):
         Raises:
             SpecError: inputs that the model has no part for, or masks of a wrong shape.
         """
+        if self.encoder is None or self.decoder is None:
+            given = {"decoder_input_ids": decoder_input_ids, "decoder_attention_mask": decoder_attention_mask}
+            unread = [name for name, value in given.items() if value is not None]
+            if self.decoder is None and cache is not None:
+                unread.append("cache")
+            if unread:
+                raise SpecError(f"this model is no encoder–decoder, so nothing in it can take {unread[0]}")
         memory = None
         if self.encoder is None:
             hidden = self.decode(input_ids, attention_mask, None, cache, document_ids, trace)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from polyformer.parts.flow import Flow
 
 
-class Norm(Spec):
+class Norm(Spec, abstract=True):
     """Any normalisation over rows of width `width`."""
 
     width: int
@@ -81,7 +81,7 @@ class RMSNormPart(Part):
 
 
 class BatchNormPart(Part):
-    """x [B, S, width] -> the same shape; keeps running statistics for evaluation."""
+    """x [B, S, width] -> the same shape, in the statistics' precision; keeps running ones for evaluation."""
 
     running_mean: Tensor
     running_variance: Tensor
@@ -95,12 +95,14 @@ class BatchNormPart(Part):
         self.eps, self.momentum, self.masked = spec.eps, spec.momentum, spec.masked
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        mean, variance = self.running_mean, self.running_variance
-        if self.training:
-            real = flow.rows_valid if self.masked else None
-            rows = x.reshape(-1, x.shape[-1]) if real is None else x[real]
+        x = x.to(self.running_mean.dtype)
+        real = flow.rows_valid if self.masked else None
+        rows = x.flatten(0, 1) if real is None else x[real]
+        if self.training and len(rows) > 0:
             mean, variance = rows.mean(0), rows.var(0, unbiased=False)
             unbiased = variance.detach() * (len(rows) / max(len(rows) - 1, 1))
             self.running_mean.lerp_(mean.detach(), self.momentum)
             self.running_variance.lerp_(unbiased, self.momentum)
+        else:
+            mean, variance = self.running_mean, self.running_variance
         return (x - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias

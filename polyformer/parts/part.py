@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ class Part(nn.Module):
     it stands in the spec. A part has one signature, `forward(x, flow) -> x`; what travels beside `x` is in `Flow`.
     """
 
+    __call__: Callable[..., Tensor]
+
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.spec = spec
@@ -33,3 +36,13 @@ class Part(nn.Module):
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         """Map x [B, S, D] to the same shape unless the part says otherwise."""
         raise NotImplementedError
+
+
+def draw_normal(tensor: Tensor, std: float) -> None:
+    """Fill with normally distributed initial values, except on the meta device.
+
+    There is nothing to fill there, but PyTorch would import its symbolic machinery to find that out: over a second
+    and 70 MB, each time that a model is loaded.
+    """
+    if not tensor.is_meta:
+        nn.init.normal_(tensor, std=std)

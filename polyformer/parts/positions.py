@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from polyformer.errors import SpecError
-from polyformer.parts.part import Part
+from polyformer.parts.part import Part, draw_normal
 from polyformer.spec import Spec
 
 if TYPE_CHECKING:
     from polyformer.parts.flow import Flow
 
 
-class Position(Spec):
+class Position(Spec, abstract=True):
     """A vector of `width` for each place; `length` places at most (None: any number)."""
 
     width: int
@@ -80,10 +80,8 @@ class SinusoidalPart(PositionPart):
         needed = self.refuse_beyond(flow.positions)
         if self.table is None or len(self.table) < needed or self.table.device != x.device:
             rows = max(needed, 64) if self.table is None else max(needed, 2 * len(self.table))
-            self.table = self._make(rows).to(x.device)
-        if len(flow.positions) == 1:
-            start = int(flow.positions[0, 0])
-            return self.table[None, start : start + flow.positions.shape[1]].to(x.dtype)
+            with torch.inference_mode(False):  # or a table made while translating could never be trained with
+                self.table = self._make(rows).to(x.device)
         return self.table[flow.positions].to(x.dtype)
 
     def _make(self, rows: int) -> Tensor:
@@ -107,7 +105,7 @@ class LearnedPart(PositionPart):
         assert spec.length is not None
         self.length = spec.length
         self.weight = nn.Parameter(torch.empty(spec.length, spec.width))
-        nn.init.normal_(self.weight, std=0.02)
+        draw_normal(self.weight, 0.02)
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         self.refuse_beyond(flow.positions)

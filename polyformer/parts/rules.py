@@ -15,7 +15,7 @@ from polyformer.errors import SpecError
 from polyformer.spec import Record
 
 
-class Rule(Record):
+class Rule(Record, abstract=True):
     """Which keys a query may look at. Rules combine with `&`."""
 
     def allowed(self, view: View) -> Tensor | None:

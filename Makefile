@@ -1,0 +1,63 @@
+# make run | test | test-slow | check | bench: each does all its own set-up in a fresh clone.
+#
+#   make run RECIPE=recipes/other.toml OUT=runs/other ARGS='--set train.budget.minutes=10'
+#   make test ARGS='tests/parts -k causal'
+#   make PYTHON=python3.12 test
+
+SHELL  := /bin/bash
+PYTHON ?= python3
+RECIPE ?= recipes/default.toml
+OUT    ?= runs/default
+ARGS   ?=
+
+VENV := .venv
+BIN  := $(VENV)/bin
+RUN  := $(VENV)/.installed-run
+DEV  := $(VENV)/.installed-dev
+
+OLD_PYTHON := polyformer needs Python 3.11 or newer, and $(PYTHON) is not: name another one, as in "make PYTHON=python3.12"
+
+.PHONY: help run test test-slow check bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
+
+run: $(RUN)
+	$(BIN)/polyformer train $(RECIPE) --out $(OUT) $(ARGS)
+
+test: $(DEV)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(DEV)
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_imports.py
+
+bench: $(DEV)
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS) || exit 1; done
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis polyformer.egg-info
+
+# Installed again whenever what is to be installed has changed. `make run` leaves out what only developers need.
+$(RUN): pyproject.toml constraints.txt | $(BIN)/python
+	$(call install,plot)
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(BIN)/python
+	$(call install,dev)
+	@touch $(RUN) $@
+
+define install
+	@echo "Installing polyformer and what it needs into $(VENV) (once, a minute or two) ..."
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[$(1)]'
+endef
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo '$(OLD_PYTHON)' >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }

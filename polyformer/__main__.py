@@ -1,0 +1,5 @@
+"""`python -m polyformer` is the command `polyformer`."""
+
+from polyformer.cli import main
+
+main()

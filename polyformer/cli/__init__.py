@@ -1,0 +1,302 @@
+"""The command `polyformer`: thin verbs over the rooms. Each imports what it needs only when it is called."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from polyformer.errors import DataError, PolyformerError, RunError, SpecError
+
+if TYPE_CHECKING:
+    from polyformer.data.pairs import Pair
+    from polyformer.generate import Search
+    from polyformer.loaded import Loaded
+    from polyformer.parts import Transformer
+
+INTERRUPTED = 130
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Turn what can go wrong into a sentence and an exit status; `POLYFORMER_TRACEBACK=1` shows where it did."""
+    if os.environ.get("POLYFORMER_TRACEBACK"):
+        yield
+        return
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit fails once more
+        _fail("nobody reads the output any more")
+    except PolyformerError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+
+
+def _fail(sentence: str, status: int = 1) -> None:
+    typer.echo(f"polyformer: {sentence}", err=True)
+    raise typer.Exit(status)
+
+
+class Verbs(TyperGroup):
+    """The group of all verbs; what any of them raises becomes one sentence."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with one_sentence():
+            return super().invoke(ctx)
+
+
+app = typer.Typer(
+    cls=Verbs,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of ours, or a Hugging Face folder.")]
+Beam = Annotated[int | None, typer.Option("--beam", min=1, help="Hypotheses at a time; what RUN recommends, or 4.")]
+Language = Annotated[
+    str | None, typer.Option("--to", metavar="LANG", help="The target language, if RUN knows several.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what stands there.")]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, in TOML.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; repeatable.")
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"polyformer {version('polyformer')}")
+        raise typer.Exit
+
+
+@app.callback()
+def polyformer(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Tell the version.")
+    ] = False,
+) -> None:
+    """Train, use and look into Transformers. `polyformer VERB --help` shows an example of each."""
+
+
+@app.command(epilog="Example: polyformer train recipes/default.toml --set train.budget.count=10 --out runs/ten-minutes")
+def train(
+    recipe: RecipeFile,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run folder; runs/NAME if not given.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in DIR stopped.")] = False,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model by a recipe, into a run folder."""
+    from polyformer.cli.progress import TrainingDisplay
+    from polyformer.train.recipe import read_recipe
+    from polyformer.train.run import train as train_run
+
+    if resume and force:
+        raise RunError("--resume goes on with a run and --force replaces it; choose one")
+    read = read_recipe(recipe, settings or [])
+    folder = out or Path("runs") / read.name
+    with TrainingDisplay() as display:
+        outcome = train_run(read, folder, resume, force, (display,))
+    if not outcome.finished:
+        _fail(f"stopped and saved; to go on, say the same again with --out {folder} --resume", INTERRUPTED)
+    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    report = (folder / "report.md").read_text(encoding="utf-8")
+    typer.echo(json.dumps({"run": str(folder), "scores": scores}, ensure_ascii=False) if as_json else report)
+
+
+@app.command(epilog='Example: polyformer translate runs/default "Save the file" --nbest 3')
+def translate(
+    run: RunFolder,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Standard input, line by line, if none.")
+    ] = None,
+    beam: Beam = None,
+    nbest: Annotated[int, typer.Option(min=1, help="Translations of each text, with their scores.")] = 1,
+    to: Language = None,
+    as_json: AsJson = False,
+) -> None:
+    """Translate texts, or the lines of standard input."""
+    loaded = _load(run)
+    settings = _search(loaded, beam, nbest)
+    for some in [texts] if texts else _lines_of_input():
+        for text, found in zip(some, loaded.translate(some, settings, to), strict=True):
+            if as_json:
+                told = {"source": text, "translations": [one.to_data() for one in found]}
+                typer.echo(json.dumps(told, ensure_ascii=False))
+                continue
+            for one in found:
+                line = " ".join(one.text.splitlines())
+                typer.echo(line if nbest == 1 else f"{one.score:.4f}\t{line}")
+
+
+@app.command(epilog="Example: polyformer evaluate runs/default --data pairs.tsv --direction en-de")
+def evaluate(
+    run: RunFolder,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Pairs (.tsv, .jsonl, .po, …); RUN's test split if none.")
+    ] = None,
+    direction: Annotated[
+        str | None, typer.Option(metavar="XX-YY", help="What FILE's columns are, such as en-de.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs.")] = None,
+    beam: Beam = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge a model on sentence pairs: BLEU, chrF, loss and perplexity."""
+    from polyformer.cli.progress import counting
+    from polyformer.judge.evaluate import evaluate as judge
+
+    loaded = _load(run)
+    assert loaded.tokenizer is not None
+    pairs = _pairs(run, loaded, data, direction)[:limit]
+    settings = _search(loaded, beam)
+    with counting(len(pairs), "translating") as progress:
+        judged = judge(loaded.model, loaded.tokenizer, pairs, settings, progress)
+    if as_json:
+        typer.echo(json.dumps(judged.to_data(), ensure_ascii=False))
+        return
+    for one in judged.directions:
+        typer.echo(f"{one.name}, {len(one.pairs):,} pairs, {settings.beams} beams, {judged.seconds:.1f} s")
+        for score in (one.bleu, one.chrf):
+            typer.echo(f"  {score.name:<11}{score.value:8.2f}  {score.signature}")
+        typer.echo(f"  {'loss':<11}{one.held_out.loss:8.3f}  nats a token, of {one.held_out.tokens:,}")
+        typer.echo(f"  {'perplexity':<11}{one.held_out.perplexity:8.2f}")
+
+
+@app.command(epilog="Example: polyformer inspect runs/default")
+def inspect(run: RunFolder, as_json: AsJson = False) -> None:
+    """Show what a model is made of: its spec tree, with the parameters of each part."""
+    from polyformer.cli.outline import outline, table
+
+    spec = _spec(run)
+    model = outline(spec)
+    if as_json:
+        data = {"parameters": model.parameters, "outline": model.to_data(), "spec": json.loads(spec.to_json())}
+        typer.echo(json.dumps(data, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(table(model))
+    console.print(f"\n{model.parameters:,} parameters, {4 * model.parameters / 1e6:,.1f} MB in single precision")
+
+
+@app.command(epilog="Example: polyformer recipe recipes/default.toml --set model.width=128")
+def recipe(recipe: RecipeFile, settings: Settings = None) -> None:
+    """Check a recipe and print it as it would be used, with its settings in place."""
+    from polyformer.train.recipe import read_recipe
+
+    typer.echo(read_recipe(recipe, settings or []).to_toml(), nl=False)
+
+
+@app.command(epilog="Example: polyformer schema > recipe.schema.json")
+def schema(
+    model: Annotated[bool, typer.Option("--model", help="Of spec.json instead of recipes.")] = False,
+) -> None:
+    """Print the JSON Schema of recipes, by which editors check and complete them."""
+    from polyformer.parts import Transformer
+    from polyformer.spec import json_schema
+    from polyformer.train.recipe import Recipe
+
+    typer.echo(json.dumps(json_schema(Transformer if model else Recipe), indent=1, ensure_ascii=False))
+
+
+def _load(run: Path) -> Loaded:
+    from polyformer.loaded import load
+
+    loaded = load(run)
+    if loaded.tokenizer is None:
+        raise SpecError(f"{run} holds a model without a tokenizer, so it can't read text")
+    return loaded
+
+
+def _search(loaded: Loaded, beam: int | None, nbest: int = 1) -> Search:
+    """Return the search that the model recommends, with what was asked for in its place."""
+    own = loaded.recommended()
+    return own.replace(beams=beam or max(own.beams, nbest), nbest=nbest)
+
+
+def _spec(run: Path) -> Transformer:
+    """Read the spec of a folder, without its weights, or of a spec.json itself."""
+    from polyformer.families import read_family
+    from polyformer.parts import Transformer
+    from polyformer.weights import strict_json
+
+    own, config = (run / "spec.json", run / "config.json") if run.is_dir() else (run, None)
+    if own.exists() or config is None:
+        return Transformer.from_json(own.read_text(encoding="utf-8"), str(own))
+    if config.exists():
+        return read_family(strict_json.read(config), str(config)).spec()
+    raise RunError(f"{run} holds no model: neither spec.json (a run folder) nor config.json (a Hugging Face folder)")
+
+
+def _pairs(run: Path, loaded: Loaded, data: Path | None, direction: str | None) -> list[Pair]:
+    """Read the pairs to judge on: those of a file, or the run's own test split."""
+    from polyformer.data.guess import corpus_of
+    from polyformer.data.pairs import read_pairs, split_direction
+
+    test = run / "splits" / "test.jsonl"
+    if data is None or (test.exists() and data.exists() and data.samefile(test)):
+        if not test.exists():
+            raise RunError(f"{run} has no test split of its own; name pairs with --data FILE")
+        pairs = read_pairs(test)
+        return [pair for pair in pairs if direction in (None, pair.direction)]
+    if direction is None:
+        direction = _only_direction(loaded)
+    found = list(corpus_of(data, split_direction(direction)).pairs([direction]))
+    if not found:
+        raise DataError(f"{data} has no pairs for {direction}")
+    return found
+
+
+def _only_direction(loaded: Loaded) -> str:
+    sources: tuple[str, ...] = getattr(loaded.tokenizer, "source_languages", ())
+    targets: tuple[str, ...] = getattr(loaded.tokenizer, "target_languages", ())
+    if len(sources) != 1 or len(targets) != 1:
+        known = f" (this model knows {', '.join(sources)} -> {', '.join(targets)})" if sources else ""
+        raise SpecError(f"name the direction of the pairs, as in --direction en-de{known}")
+    return f"{sources[0]}-{targets[0]}"
+
+
+def _lines_of_input() -> Iterator[list[str]]:
+    """Yield the lines of standard input, each time as many as have come, so that a person is answered at once."""
+    rest, number = b"", 0
+    stream: Any = sys.stdin.buffer
+    while chunk := stream.read1(1 << 16):
+        *lines, rest = (rest + chunk).split(b"\n")
+        if lines:
+            yield [_decoded(line, number + i) for i, line in enumerate(lines, 1)]
+            number += len(lines)
+    if rest:
+        yield [_decoded(rest, number + 1)]
+
+
+def _decoded(line: bytes, number: int) -> str:
+    try:
+        return line.decode("utf-8").rstrip("\r")
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input, line {number}: not UTF-8 at byte {error.start + 1} of the line") from None
+
+
+def main() -> None:
+    """Run the command; text goes out as UTF-8 whatever the terminal's locale says."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    app(prog_name="polyformer")

@@ -1,0 +1,281 @@
+"""Batches of about equally many tokens, whose sentences are about equally long.
+
+The sentences are encoded once, into flat arrays. They are sorted by length and cut into batches that fit a budget of
+tokens; each epoch the sentences of equal lengths change places and the batches come in another order. Since the
+lengths at each place stay as they are, the cuts are the same in every epoch, which makes an epoch's length and its
+padding known from the start, and a position in it one number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from polyformer.data.pairs import Pair
+from polyformer.data.tokenizer import TextPairTokenizer
+from polyformer.errors import DataError, RunError
+from polyformer.spec import Record
+
+Ints = npt.NDArray[np.int64]
+IGNORED = -100  # the label that a loss leaves out; PyTorch's convention
+
+
+class BatchRecipe(Record):
+    """How sentence pairs are put into batches.
+
+    Attributes:
+        tokens: the most tokens on either side of a batch, padding included.
+        longest: the most tokens on either side of a pair, control tokens included.
+        too_long: longer pairs are dropped and counted, or refused.
+        seed: of the order.
+    """
+
+    tokens: int = 4096
+    longest: int = 128
+    too_long: Literal["drop", "refuse"] = "drop"
+    seed: int = 0
+
+    def check(self) -> None:
+        self.require(self.longest >= 2, "longest should be at least 2")
+        self.require(self.tokens >= 1, "tokens should be at least 1")
+
+
+class Column:
+    """Sequences of ids one after the other: `flat` holds them all, sequence i is `flat[starts[i]:starts[i + 1]]`."""
+
+    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
+        self.lengths: Ints = np.fromiter((len(ids) for ids in sequences), np.int64, len(sequences))
+        self.starts: Ints = np.concatenate(([0], np.cumsum(self.lengths)))
+        total = int(self.starts[-1])
+        self.flat: npt.NDArray[np.int32] = np.fromiter((i for ids in sequences for i in ids), np.int32, total)
+
+    def padded(self, rows: Ints, fill: int) -> tuple[Ints, npt.NDArray[np.bool_]]:
+        """Return (ids, which are real) [B, T] of these sequences, T the longest of them."""
+        lengths = self.lengths[rows]
+        real = np.arange(lengths.max()) < lengths[:, None]
+        ids = np.full(real.shape, fill, np.int64)
+        ends = np.cumsum(lengths)
+        within = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+        ids[real] = self.flat[np.repeat(self.starts[rows], lengths) + within]
+        return ids, real
+
+
+@dataclass
+class Encoded:
+    """Encoded sentence pairs.
+
+    Attributes:
+        source, target: the ids of both sides, eos included.
+        pairs: the pairs themselves, in the same order.
+        pad_id, bos_id: to fill up with, and to begin the decoder's input with.
+        dropped: how many pairs were too long.
+    """
+
+    source: Column
+    target: Column
+    pairs: Sequence[Pair]
+    pad_id: int
+    bos_id: int
+    dropped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def longer(self) -> Ints:
+        """Tokens of the longer side of each pair."""
+        return np.maximum(self.source.lengths, self.target.lengths)
+
+
+@dataclass
+class Batch:
+    """Sentence pairs as a model takes them; B pairs, T source tokens, S target tokens.
+
+    Attributes:
+        input_ids: [B, T] int64.
+        attention_mask: [B, T] bool, True where real.
+        decoder_input_ids: [B, S] int64: the target moved one place to the right, after bos.
+        decoder_attention_mask: [B, S] bool.
+        labels: [B, S] int64: the target with eos; -100 where it is padding.
+        target_tokens: number of real labels.
+        rows: which pairs of `Encoded` these are.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    decoder_input_ids: Tensor
+    decoder_attention_mask: Tensor
+    labels: Tensor
+    target_tokens: int
+    rows: Ints
+
+
+def encode_pairs(tokenizer: TextPairTokenizer, pairs: Sequence[Pair], recipe: BatchRecipe) -> Encoded:
+    """Encode pairs once and for all.
+
+    Raises:
+        DataError: a pair is longer than `recipe.longest` and the recipe refuses such, or none is left.
+    """
+    sources = tokenizer.encode_sources([pair.source for pair in pairs], [pair.target_language for pair in pairs])
+    targets = tokenizer.encode_targets([pair.target for pair in pairs])
+    kept = []
+    for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        if max(len(source), len(target)) <= recipe.longest:
+            kept.append(i)
+        elif recipe.too_long == "refuse":
+            sizes = f"{len(source)} and {len(target)} tokens, longest is {recipe.longest}"
+            raise DataError(f"a pair is too long ({sizes}): {_shortened(pairs[i])}")
+    if not kept:
+        raise DataError(
+            f"none of {len(pairs):,} pairs has at most {recipe.longest} tokens on both sides; raise longest"
+        )
+    return Encoded(
+        Column([sources[i] for i in kept]),
+        Column([targets[i] for i in kept]),
+        [pairs[i] for i in kept],
+        tokenizer.pad_id,
+        tokenizer.bos_id,
+        len(pairs) - len(kept),
+    )
+
+
+class Batches:
+    """An endless iterator of batches, epoch after epoch; each pair comes once in each.
+
+    Attributes:
+        epoch: epochs that are finished.
+        index: batches of the current epoch that were given.
+        padding: share of the source and target tokens of an epoch that are padding, from 0 to 1.
+    """
+
+    def __init__(self, data: Encoded, recipe: BatchRecipe) -> None:
+        """Plan the batches.
+
+        Raises:
+            DataError: a sentence that alone is longer than the budget; names it and both lengths.
+        """
+        worst = int(np.argmax(data.longer))
+        if data.longer[worst] > recipe.tokens:
+            raise DataError(
+                f"a batch of {recipe.tokens} tokens can't hold a sentence of {data.longer[worst]}: "
+                f"{_shortened(data.pairs[worst])}; raise the batch's tokens or lower longest"
+            )
+        self.data, self.recipe = data, recipe
+        self.epoch = self.index = 0
+        self._sorted = _by_length(data)
+        self._cuts = _cut(data.longer[self._sorted], recipe.tokens)
+        self._order: tuple[Ints, Ints] | None = None
+        self.padding = self._padding()
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        return len(self._cuts) - 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._order is None:
+            self._order = self._shuffled()
+        rows, order = self._order
+        batch = self._collate(rows, int(order[self.index]))
+        self.index += 1
+        if self.index == len(self):
+            self.epoch, self.index, self._order = self.epoch + 1, 0, None
+        return batch
+
+    def in_order(self) -> Iterator[Batch]:
+        """Yield each pair once, from short to long, wherever the endless iteration stands; for evaluation."""
+        for number in range(len(self)):
+            yield self._collate(self._sorted, number)
+
+    def state(self) -> dict[str, Any]:
+        """Return where the iteration stands, as JSON can hold it."""
+        return {"epoch": self.epoch, "index": self.index, "data": self._fingerprint()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go to where `state()` was taken; the batches that follow are the same as there.
+
+        Raises:
+            RunError: the state belongs to other data, another tokenizer or another recipe.
+        """
+        if state["data"] != self._fingerprint():
+            raise RunError(
+                "the run was left with other training pairs or batches; resume with the same data and recipe"
+            )
+        self.epoch, self.index, self._order = state["epoch"], state["index"], None
+
+    def _fingerprint(self) -> str:
+        """Return a short hash of all that the order of batches depends on."""
+        digest = hashlib.sha256(self.recipe.to_json().encode())
+        for column in (self.data.source, self.data.target):
+            digest.update(column.starts.tobytes())
+            digest.update(column.flat.tobytes())
+        return digest.hexdigest()[:16]
+
+    def _shuffled(self) -> tuple[Ints, Ints]:
+        """Return this epoch's pairs, still by length, and its order of the batches."""
+        random = np.random.default_rng([self.recipe.seed, self.epoch])
+        mixed = random.permutation(len(self.data))
+        return mixed[_by_length(self.data, mixed)], random.permutation(len(self))
+
+    def _collate(self, rows: Ints, number: int) -> Batch:
+        data = self.data
+        chosen = rows[self._cuts[number] : self._cuts[number + 1]]
+        source, source_real = data.source.padded(chosen, data.pad_id)
+        labels, target_real = data.target.padded(chosen, IGNORED)
+        inputs = np.full_like(labels, data.pad_id)
+        inputs[:, 0] = data.bos_id
+        inputs[:, 1:] = np.where(target_real[:, 1:], labels[:, :-1], data.pad_id)
+        return Batch(
+            torch.from_numpy(source),
+            torch.from_numpy(source_real),
+            torch.from_numpy(inputs),
+            torch.from_numpy(target_real),
+            torch.from_numpy(labels),
+            int(target_real.sum()),
+            chosen,
+        )
+
+    def _padding(self) -> float:
+        real = given = 0
+        for column in (self.data.source, self.data.target):
+            lengths = column.lengths[self._sorted]
+            longest = np.maximum.reduceat(lengths, self._cuts[:-1])
+            real += int(lengths.sum())
+            given += int((longest * np.diff(self._cuts)).sum())
+        return 1 - real / given
+
+
+def _by_length(data: Encoded, among: Ints | None = None) -> Ints:
+    """Return the order of the pairs by their longer side, and by the difference of the sides up and down in turn.
+
+    The turns keep neighbours alike on both sides where the longer side becomes one longer. Equal ones stay in order.
+    """
+    source, target = data.source.lengths, data.target.lengths
+    if among is not None:
+        source, target = source[among], target[among]
+    longer = np.maximum(source, target)
+    return np.lexsort(((source - target) * np.where(longer % 2, -1, 1), longer))
+
+
+def _cut(lengths: Ints, tokens: int) -> Ints:
+    """Return where batches begin, and the end: as many rows as fit `tokens`, each as long as the longest."""
+    cuts, longest = [0], 0
+    for i, length in enumerate(lengths.tolist()):
+        longest = max(longest, length)
+        if longest * (i + 1 - cuts[-1]) > tokens:
+            cuts.append(i)
+            longest = length
+    return np.array([*cuts, len(lengths)], np.int64)
+
+
+def _shortened(pair: Pair) -> str:
+    return " → ".join(f"'{text[:60]}…'" if len(text) > 60 else f"'{text}'" for text in (pair.source, pair.target))

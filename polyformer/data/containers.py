@@ -1,0 +1,97 @@
+"""Catalogues where they lie: files, folders, and wheels or other zip archives, which are read without unpacking."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from polyformer.data.files import read_whole, unreadable
+from polyformer.errors import DataError
+
+_ARCHIVES = (".whl", ".zip")
+_CATALOGUES = (".mo", ".po")
+_LARGEST_MEMBER = 64 << 20  # bytes, unpacked
+_MOST_MEMBERS = 100_000
+
+
+class Found(NamedTuple):
+    """A file that was found.
+
+    Attributes:
+        name: what to call it in errors.
+        path: where it stands in its folder or archive, with "/" between folders.
+        named: a person named this very file (it was not found in a folder or archive).
+        read: returns its bytes.
+    """
+
+    name: str
+    path: str
+    named: bool
+    read: Callable[[], bytes]
+
+
+def catalogues(path: str | Path) -> Iterator[Found]:
+    """Yield the `.mo` and `.po` files at, in or below `path`, in the order of their names.
+
+    Where a catalogue stands there both compiled and as source, the compiled one is taken.
+
+    Raises:
+        DataError: there is nothing at `path`, it is of another kind, or an archive is damaged.
+    """
+    place = Path(path).expanduser()
+    if place.is_dir():
+        files = sorted(file for file in place.rglob("*") if file.suffix in (*_CATALOGUES, *_ARCHIVES))
+        inside = {file.relative_to(place).as_posix(): file for file in files if file.is_file()}
+        for name in _without_sources(inside):
+            if name.endswith(_ARCHIVES):
+                yield from _in_archive(inside[name])
+            else:
+                yield _file(inside[name], name, named=False)
+    elif not place.exists():
+        raise DataError(f"there is no file or folder {path}")
+    elif place.suffix in _ARCHIVES:
+        yield from _in_archive(place)
+    elif place.suffix in _CATALOGUES:
+        yield _file(place, place.as_posix(), named=True)
+    else:
+        raise DataError(f"{path} should be a folder or end with {', '.join((*_CATALOGUES, *_ARCHIVES))}")
+
+
+def _file(file: Path, path: str, named: bool) -> Found:
+    return Found(str(file), path, named, lambda: read_whole(file))
+
+
+def _without_sources(names: dict[str, Path] | list[str]) -> list[str]:
+    """Leave out each `.po` that has its `.mo` beside it."""
+    known = set(names)
+    return [name for name in names if not (name.endswith(".po") and name[:-3] + ".mo" in known)]
+
+
+def _in_archive(file: Path) -> Iterator[Found]:
+    try:
+        archive = zipfile.ZipFile(file)
+    except zipfile.BadZipFile:
+        raise DataError(f"{file} is no wheel or zip archive, or is truncated") from None
+    except OSError as error:
+        raise unreadable(file, error) from None
+    with archive:
+        names = archive.namelist()
+        if len(names) > _MOST_MEMBERS:
+            raise DataError(f"{file} has {len(names):,} members; at most {_MOST_MEMBERS:,} are read")
+        for name in sorted(_without_sources([name for name in names if name.endswith(_CATALOGUES)])):
+            yield Found(f"{file}/{name}", name, False, lambda name=name: _member(archive, name, file))  # type: ignore[misc]
+
+
+def _member(archive: zipfile.ZipFile, name: str, file: Path) -> bytes:
+    """Return a member's bytes; what the archive says of its size is not trusted."""
+    try:
+        with archive.open(name) as member:
+            data = member.read(_LARGEST_MEMBER + 1)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
+        raise DataError(f"{name} in {file} can't be unpacked ({error})") from None
+    if len(data) > _LARGEST_MEMBER:
+        raise DataError(f"{name} in {file} is larger than {_LARGEST_MEMBER:,} bytes")
+    return data

@@ -1,0 +1,84 @@
+"""Held-out pairs that give nothing away: a sentence stands in one split only, whichever side it is on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from polyformer.data.pairs import Pair
+from polyformer.data.text import fold
+from polyformer.errors import DataError
+
+Text = tuple[str, str]  # language, folded text
+
+
+class Shares(NamedTuple):
+    """Which share of the pairs is held out; `seed` chooses others."""
+
+    validation: float
+    test: float
+    seed: int = 0
+
+
+def split(pairs: Sequence[Pair], shares: Shares) -> tuple[list[Pair], list[Pair], list[Pair]]:
+    """Return (train, validation, test).
+
+    Pairs that share a text of one language, up to case, digits, punctuation and placeholders, belong to one group,
+    and so do pairs that are linked through others. A group goes where the SHA-256 hash of its smallest text says, so
+    that the split neither depends on the order of the pairs nor changes much as a corpus grows. A group so large
+    that it would fill a tenth of a held-out part is trained on.
+
+    Raises:
+        DataError: there are too few groups to hold some out.
+    """
+    groups = sorted(_groups(pairs, shares.seed))
+    wanted = min((share for share in (shares.validation, shares.test) if share > 0), default=0.0) * len(pairs)
+    small = [hashed for hashed, group in groups if len(group) <= max(wanted / 10, 8)]
+    tests = _count(small, 0.0, shares.test)
+    validations = _count(small[tests:], shares.test, shares.test + shares.validation)
+    if tests + validations >= len(groups):
+        raise DataError(
+            f"{len(pairs):,} pairs in {len(groups):,} groups of related sentences are too few to hold some out for "
+            "validation and test; give more, or hold out none (validation = 0, test = 0)"
+        )
+    place = dict.fromkeys(small[:tests], 2) | dict.fromkeys(small[tests : tests + validations], 1)
+    parts: tuple[list[Pair], list[Pair], list[Pair]] = ([], [], [])
+    for hashed, group in groups:
+        parts[place.get(hashed, 0)].extend(group)
+    for part in parts:
+        part.sort(key=lambda pair: (_hash(shares.seed, pair), pair))
+    return parts
+
+
+def _count(hashes: Sequence[float], start: float, stop: float) -> int:
+    """Count the sorted hashes below `stop`; at least one where the share is not nothing."""
+    return max(sum(value < stop for value in hashes), 1) if stop > start else 0
+
+
+def _groups(pairs: Sequence[Pair], seed: int) -> Iterable[tuple[float, list[Pair]]]:
+    """Return the groups with their hashes, by union-find over texts."""
+    parent: dict[Text, Text] = {}
+
+    def root(text: Text) -> Text:
+        while (above := parent.setdefault(text, text)) != text:
+            parent[text] = parent[above]
+            text = above
+        return text
+
+    sources = []
+    for pair in pairs:
+        source, target = (pair.source_language, fold(pair.source)), (pair.target_language, fold(pair.target))
+        smaller, larger = sorted((root(source), root(target)))
+        parent[larger] = smaller  # so that a root is its group's smallest text
+        sources.append(source)
+    members: dict[Text, list[Pair]] = {}
+    for source, pair in zip(sources, pairs, strict=True):
+        members.setdefault(root(source), []).append(pair)
+    return [(_hash(seed, smallest), group) for smallest, group in members.items()]
+
+
+def _hash(seed: int, texts: tuple[str, ...]) -> float:
+    """Return a number in [0, 1) that is the same on every machine."""
+    digest = hashlib.sha256("\0".join((str(seed), *texts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

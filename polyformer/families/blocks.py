@@ -1,0 +1,47 @@
+"""What several families have in common: sublayers in their residual connections, and BART's names for them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from polyformer.parts import Chain, Dropout, Norm, Residual
+from polyformer.spec import Spec
+from polyformer.weights.names import Row, rows_below
+
+Placement = Literal["post", "pre", "sandwich"]
+
+
+def drop(rate: float) -> Dropout | None:
+    """Return a dropout part, or nothing where nothing is dropped."""
+    return Dropout(rate) if rate else None
+
+
+def block(*sublayers: Spec, norm: Norm, placement: Placement = "post", dropout: float = 0.0) -> Chain:
+    """Return a block: each sublayer in a residual connection, with its norm after the sum (the 2017 paper), before
+    the sublayer, or on both sides of it; dropout stands on the sublayer's output."""
+    dropped = drop(dropout)
+    if placement == "post":
+        steps = [Residual(op, post=dropped, after=norm) for op in sublayers]
+    elif placement == "pre":
+        steps = [Residual(op, pre=norm, post=dropped) for op in sublayers]
+    else:
+        both = norm if dropped is None else Chain((norm, dropped))
+        steps = [Residual(op, pre=norm, post=both) for op in sublayers]
+    return Chain(tuple(steps))
+
+
+def bart_rows(placement: Placement = "post") -> list[Row]:
+    """Return the rows of encoder and decoder blocks as BART and its relatives (mBART, Marian, M2M100, Pegasus) name
+    them; such blocks are made by `block(attention, [cross-attention,] feed-forward)`."""
+    slot = "after" if placement == "post" else "pre"
+    attentions = {"encoder": ("self_attn",), "decoder": ("self_attn", "encoder_attn")}
+    rows = []
+    for stack, names in attentions.items():
+        last = len(names)
+        modules = {f"{last}.op.up": "fc1", f"{last}.op.down": "fc2", f"{last}.{slot}": "final_layer_norm"}
+        for step, name in enumerate(names):
+            projections = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
+            modules |= {f"{step}.op.{ours}": f"{name}.{theirs}" for ours, theirs in projections.items()}
+            modules[f"{step}.{slot}"] = f"{name}_layer_norm"
+        rows += rows_below(f"{stack}.blocks.{{i}}.steps", f"model.{stack}.layers.{{i}}", modules)
+    return rows

@@ -1,0 +1,161 @@
+"""How a search is done, as data: its width, its length penalty, its limit, and when it may stop.
+
+A hypothesis's length counts the tokens written after the start token, its end token included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from polyformer.spec import Record
+
+
+class SpecialTokens(NamedTuple):
+    """The ids that mean something to a search: what starts a hypothesis, what ends it, what fills up a batch."""
+
+    bos: int
+    eos: int
+    pad: int
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One answer of a search.
+
+    Attributes:
+        ids: its tokens, without the start and end tokens.
+        score: log_probability divided by the length penalty; what hypotheses are compared by.
+        log_probability: nats, the sum over its tokens, its end token included.
+    """
+
+    ids: list[int]
+    score: float
+    log_probability: float
+
+
+class LengthPenalty(Record, abstract=True):
+    """What a hypothesis's log-probability is divided by, so that long ones are not at a disadvantage.
+
+    It must rise or fall with the length throughout: the proof that a search may stop looks only at both ends.
+    """
+
+    alpha: float
+
+    def divisor(self, length: int) -> float:
+        """Return the penalty of a hypothesis of `length` tokens; more than 0."""
+        raise NotImplementedError
+
+
+class Gnmt(LengthPenalty):
+    """((5 + length) / 6)^alpha (Wu et al. 2016, section 7, equation 14); alpha 0 compares plain probabilities."""
+
+    alpha: float = 0.6
+
+    def divisor(self, length: int) -> float:
+        return float(((5 + length) / 6) ** self.alpha)
+
+
+class Power(LengthPenalty):
+    """length^alpha; with alpha 1 the mean log-probability of a token. What Hugging Face calls `length_penalty`.
+
+    A larger alpha than about 0.6 makes `Safe` stopping late: the longest answer that is allowed could still make
+    up for almost anything. Give such a search a limit that follows the source.
+    """
+
+    alpha: float = 1.0
+
+    def divisor(self, length: int) -> float:
+        return float(length**self.alpha)
+
+
+class Limit(Record):
+    """The longest hypothesis: `tokens` or, if less, per_source · (tokens of the source) + extra.
+
+    `unfinished` says what becomes of a hypothesis that is as long as allowed and has not ended: "cut" takes it as
+    it is; "end" makes its last token the end token, at no cost (Hugging Face's `forced_eos_token_id`).
+    """
+
+    tokens: int = 256
+    per_source: float | None = None
+    extra: int = 0
+    unfinished: Literal["cut", "end"] = "cut"
+
+    def check(self) -> None:
+        self.require(self.tokens >= 1, "tokens must be at least 1")
+        self.require(self.per_source is None or self.per_source >= 0, "per_source can't be negative")
+        self.require(self.extra >= 0, "extra can't be negative")
+
+    def of(self, source: int) -> int:
+        """Return the limit for a source of `source` tokens; at least 1."""
+        if self.per_source is None:
+            return self.tokens
+        return max(1, min(self.tokens, int(self.per_source * source) + self.extra))
+
+
+class Stopping(Record, abstract=True):
+    """When no more is expected of a sentence's live hypotheses."""
+
+    def kept(self, beams: int, nbest: int) -> int:
+        """Return how many finished hypotheses must be there, and be beaten, for the search to go on."""
+        raise NotImplementedError
+
+    def divisor(self, penalty: LengthPenalty, length: int, limit: int) -> float:
+        """Return the penalty at which a live hypothesis of `length` tokens is compared with the finished ones."""
+        raise NotImplementedError
+
+
+class Safe(Stopping):
+    """Stop when no live hypothesis can get among the n best, whatever it would write: nothing is ever missed.
+
+    Proof. Let a live hypothesis have log-probability p ≤ 0 and `length` tokens. Any way of finishing it has
+    log-probability q ≤ p, as the log-probabilities of further tokens are at most 0, and some length between
+    length + 1 and the limit. Its score is q / d for a divisor d > 0. Divisors rise or fall with the length
+    throughout, so d ≤ D, the larger one of those at both ends; with p ≤ 0 this gives q / d ≤ p / d ≤ p / D. When
+    p / D is not more than the worst of the n best finished scores for the most probable live hypothesis, it isn't
+    for any, and none can displace a finished one, which wins ties. Sums and quotients in floating point are
+    monotone, so that the argument holds for the computed numbers too: a log-probability is computed as a logit
+    minus a normaliser that is never less than the logit.
+    """
+
+    def kept(self, beams: int, nbest: int) -> int:
+        return nbest
+
+    def divisor(self, penalty: LengthPenalty, length: int, limit: int) -> float:
+        return max(penalty.divisor(min(length + 1, limit)), penalty.divisor(limit))
+
+
+class Hopeful(Stopping):
+    """Stop when the best live hypothesis would lose against `beams` finished ones if it ended as it stands.
+
+    Not safe: a longer ending could have a better score after its length penalty. It is what Hugging Face does by
+    default (`early_stopping=False`), and therefore what published models were judged with.
+    """
+
+    def kept(self, beams: int, nbest: int) -> int:
+        return beams
+
+    def divisor(self, penalty: LengthPenalty, length: int, limit: int) -> float:
+        return penalty.divisor(length)
+
+
+class Search(Record):
+    """Beam search; with one beam it is greedy search.
+
+    Attributes:
+        beams: how many hypotheses of a sentence live at once.
+        nbest: how many are returned.
+        penalty, limit, stop: see there.
+        forbidden: tokens that are never written, beside the start and padding tokens.
+    """
+
+    beams: int = 4
+    nbest: int = 1
+    penalty: LengthPenalty = Gnmt()
+    limit: Limit = Limit(256, 2.0, 10)
+    stop: Stopping = Safe()
+    forbidden: tuple[int, ...] = ()
+
+    def check(self) -> None:
+        self.require(self.beams >= 1, "beams must be at least 1")
+        self.require(1 <= self.nbest <= self.beams, f"nbest must be between 1 and the {self.beams} beams")

@@ -1,0 +1,128 @@
+"""Texts in, translations out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from polyformer.errors import DataError
+from polyformer.generate.search import positions_of, search
+from polyformer.generate.settings import Search, SpecialTokens
+from polyformer.parts.model import TransformerPart
+
+if TYPE_CHECKING:
+    from polyformer.data.tokenizer import TextPairTokenizer
+
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Translation:
+    """One translation of a text.
+
+    Attributes:
+        text: the translation.
+        score: what n-best lists are sorted by: log_probability divided by the search's length penalty.
+        log_probability: nats, the sum over its tokens, the end token included.
+        ids: its tokens as ids, without the end token.
+        tokens: its tokens as a person can read them.
+    """
+
+    text: str
+    score: float
+    log_probability: float
+    ids: list[int]
+    tokens: list[str]
+
+    def to_data(self) -> dict[str, Any]:
+        """Return what goes into JSON."""
+        return {
+            "text": self.text,
+            "score": self.score,
+            "log_probability": self.log_probability,
+            "tokens": self.tokens,
+        }
+
+
+EMPTY = Translation("", 0.0, 0.0, [], [])
+"""The translation of nothing, which no model is asked for."""
+
+
+def translate(
+    model: TransformerPart,
+    tokenizer: TextPairTokenizer,
+    texts: Sequence[str],
+    settings: Search | None = None,
+    target_language: str | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[Translation]]:
+    """Translate texts, long ones first and together with others of their length.
+
+    Args:
+        texts: one sentence each, or what the model was trained on.
+        settings: how to search; `Search()` if None.
+        target_language: for models that know several.
+        batch_tokens: source tokens times beams in a batch, padding included; one text is always taken.
+        progress: called with the number of texts that each batch has finished.
+    Returns:
+        For each text at most `settings.nbest` translations, best first. A text of white space only has one: "".
+    Raises:
+        DataError: a text that has more tokens than the model has positions, or that the tokenizer refuses.
+        RunError: the model gives scores that are no numbers.
+    """
+    settings = settings or Search()
+    report = progress or (lambda count: None)
+    found: list[list[Translation]] = [[EMPTY] for _ in texts]
+    real = [i for i, text in enumerate(texts) if text.strip()]
+    report(len(texts) - len(real))
+    encoded = tokenizer.encode_sources([texts[i] for i in real], [target_language] * len(real))
+    sources = dict(zip(real, encoded, strict=True))
+    _refuse_long(model, sources, texts)
+    special = SpecialTokens(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
+    device = next(model.parameters()).device
+    for batch in _by_length(sources, batch_tokens // settings.beams):
+        width = max(len(sources[i]) for i in batch)
+        rows = [sources[i] + [tokenizer.pad_id] * (width - len(sources[i])) for i in batch]
+        mask = [[place < len(sources[i]) for place in range(width)] for i in batch]
+        answers = search(model, torch.tensor(rows, device=device), torch.tensor(mask, device=device), settings, special)
+        for i, hypotheses in zip(batch, answers, strict=True):
+            found[i] = [
+                Translation(
+                    tokenizer.decode_target(one.ids),
+                    one.score,
+                    one.log_probability,
+                    one.ids,
+                    tokenizer.target_tokens(one.ids),
+                )
+                for one in hypotheses
+            ]
+        report(len(batch))
+    return found
+
+
+def _refuse_long(model: TransformerPart, sources: dict[int, list[int]], texts: Sequence[str]) -> None:
+    """Raise if a source is longer than the encoder's positions, before any work is done."""
+    positions = positions_of(model.spec.source)  # type: ignore[attr-defined]
+    for i, ids in sources.items():
+        if positions is not None and len(ids) > positions:
+            start = texts[i] if len(texts[i]) <= 60 else texts[i][:60] + "…"
+            raise DataError(
+                f"text {i + 1} has {len(ids)} tokens, but the model has only {positions} positions; "
+                f"divide it into sentences: '{start}'"
+            )
+
+
+def _by_length(sources: dict[int, list[int]], tokens: int) -> Iterator[list[int]]:
+    """Yield batches of indices, longest first; each as many as fit, and at least one."""
+    batch: list[int] = []
+    for i in sorted(sources, key=lambda i: (-len(sources[i]), i)):
+        if batch and len(sources[batch[0]]) * (len(batch) + 1) > tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch

@@ -1,0 +1,225 @@
+"""The one training loop: batches in, steps of the optimiser, evaluations, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from polyformer.data.batches import Batch, Batches
+from polyformer.errors import RunError
+from polyformer.judge.held_out import held_out_loss
+from polyformer.parts.model import TransformerPart
+from polyformer.train.averages import Weights, weights_of
+from polyformer.train.checkpoints import Training, save_checkpoint
+from polyformer.train.journal import Journal
+from polyformer.train.objectives import Loss, sequence_loss
+from polyformer.train.optimisers import clip_gradients
+from polyformer.train.recipe import TrainRecipe
+
+Ending = Literal["budget", "early", "interrupted"]
+
+
+@dataclass
+class Company:
+    """What the loop reports to: where checkpoints go, the journal, and the batches of the validation set."""
+
+    checkpoints: Path
+    journal: Journal
+    validation: Batches
+
+
+def run(training: Training, recipe: TrainRecipe, company: Company) -> Ending:
+    """Train until the budget is used, validation stops improving, or an interrupt asks to stop.
+
+    An interrupt (SIGINT, SIGTERM) is taken after the step at hand, whose checkpoint is saved; a second one stops
+    at once.
+    """
+    training.model.train()
+    ending: Ending = "budget"
+    saved = time.monotonic()
+    with _interrupts() as asked:
+        clock = time.monotonic()
+        while (share := recipe.budget.share(training.spent())) < 1:
+            _step(training, recipe, share)
+            now = time.monotonic()
+            training.state.seconds += now - clock
+            training.state.window[3] += now - clock
+            clock = now
+            if training.state.steps % recipe.log_every == 0:
+                _log(training, recipe, company.journal)
+            if recipe.budget.share(training.spent()) * recipe.evaluations >= training.state.evaluations + 1:
+                evaluate(training, recipe, company)
+                if recipe.patience and training.state.worse >= recipe.patience:
+                    ending = "early"
+            due = now - saved > recipe.checkpoint_minutes * 60
+            if asked or due or ending == "early":
+                _save(training, company)
+                saved = time.monotonic()
+            training.state.seconds += time.monotonic() - clock
+            clock = time.monotonic()
+            if asked:
+                return "interrupted"
+            if ending == "early":
+                return ending
+    _save(training, company)
+    return ending
+
+
+def batch_loss(model: TransformerPart, batch: Batch, smoothing: float) -> Loss:
+    """Teacher forcing: the loss of a batch of pairs, summed over its target tokens."""
+    memory = model.encode(batch.input_ids, batch.attention_mask)
+    hidden = model.decode(batch.decoder_input_ids, batch.decoder_attention_mask, memory)
+    if model.head is None:
+        raise RunError("a model without a language-modelling head can't be trained on pairs")
+    return sequence_loss(model.head, hidden, batch.labels, smoothing)
+
+
+def accumulate(model: TransformerPart, batches: list[Batch], recipe: TrainRecipe) -> tuple[float, float, int]:
+    """Add the gradients of one step; return its sums of objective and likelihood, and its tokens.
+
+    Each batch's sum is divided by the tokens of the whole step, so that a step in several batches is the step in
+    one: a mean of the batches' means would weigh the tokens of short batches more.
+    """
+    tokens = sum(batch.target_tokens for batch in batches)
+    sums = [0.0, 0.0]
+    for batch in batches:
+        with precision(recipe, batch.input_ids.device):
+            loss = batch_loss(model, batch, recipe.smoothing)
+        (loss.objective / tokens).backward()  # type: ignore[no-untyped-call]
+        sums[0] += float(loss.objective.detach())
+        sums[1] += float(loss.likelihood)
+    return sums[0], sums[1], tokens
+
+
+def precision(recipe: TrainRecipe, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context in which forward passes run: autocast to bfloat16, or nothing."""
+    if recipe.precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def _step(training: Training, recipe: TrainRecipe, share: float) -> None:
+    state = training.state
+    batches = [next(training.batches) for _ in range(recipe.accumulate)]
+    objective, likelihood, tokens = accumulate(training.model, batches, recipe)
+    norm = clip_gradients(training.model, recipe.clip or None)
+    if math.isfinite(norm) and math.isfinite(objective):
+        rate = recipe.schedule.rate(state.steps + 1, share)
+        for group in training.optimiser.param_groups:
+            group["lr"] = rate
+        training.optimiser.step()
+        if training.average is not None:
+            training.average.step(training.model)
+    elif recipe.not_finite == "stop":
+        raise RunError(
+            f"the loss or its gradient is not finite at step {state.steps + 1} (loss {objective / tokens:.3g}, "
+            f"gradient norm {norm:.3g}); the last checkpoint is whole: lower the learning rate or the clipping limit"
+        )
+    else:
+        state.skipped += 1
+        objective = likelihood = 0.0
+        tokens = 0
+    training.optimiser.zero_grad(set_to_none=True)
+    state.steps += 1
+    state.tokens += tokens
+    for i, value in enumerate((objective, likelihood, tokens)):
+        state.window[i] += value
+
+
+def _log(training: Training, recipe: TrainRecipe, journal: Journal) -> None:
+    state = training.state
+    objective, likelihood, tokens, seconds = state.window
+    state.window = [0.0, 0.0, 0.0, 0.0]
+    share = recipe.budget.share(training.spent())
+    journal.write(
+        {
+            "step": state.steps,
+            "epoch": round(training.epochs, 4),
+            "loss": likelihood / max(tokens, 1),
+            "objective": objective / max(tokens, 1),
+            "learning_rate": training.optimiser.param_groups[0]["lr"],
+            "tokens": state.tokens,
+            "seconds": round(state.seconds, 3),
+            "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
+            "share": round(share, 5),
+        }
+    )
+
+
+def evaluate(training: Training, recipe: TrainRecipe, company: Company) -> float:
+    """Measure the validation loss of the weights that would be kept, write it down and remember the best."""
+    state = training.state
+    state.evaluations = int(recipe.budget.share(training.spent()) * recipe.evaluations)
+    if training.average is not None:
+        training.average.mark(training.model)
+    with using(training.model, candidate(training)):
+        with precision(recipe, torch.device("cpu")):
+            loss = held_out_loss(training.model, company.validation.in_order()).loss
+        if state.best is None or loss < state.best:
+            state.best, state.worse = loss, 0
+            if recipe.patience:
+                training.best = {n: t.detach().clone() for n, t in weights_of(training.model).items()}
+        else:
+            state.worse += 1
+    company.journal.write({"step": state.steps, "validation_loss": loss, "validation_perplexity": math.exp(min(loss, 50))})
+    return loss
+
+
+def candidate(training: Training) -> Weights:
+    """Return the weights that would be kept now: the average where there is one."""
+    average = None if training.average is None else training.average.weights()
+    return average or {}
+
+
+@contextmanager
+def using(model: nn.Module, weights: Weights) -> Iterator[None]:
+    """Let the model have other weights for a while; none given: its own."""
+    own = weights_of(model)
+    held = {name: own[name].detach().clone() for name in weights}
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            own[name].copy_(tensor)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, tensor in held.items():
+                own[name].copy_(tensor)
+
+
+def _save(training: Training, company: Company) -> None:
+    training.state.metrics_bytes = company.journal.sync()
+    save_checkpoint(company.checkpoints, training)
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list, so that a step is never cut in two; a second one gets through."""
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    try:
+        before = {number: signal.signal(number, note) for number in numbers}
+    except ValueError:  # not the main thread: whoever runs it takes care of signals
+        yield asked
+        return
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

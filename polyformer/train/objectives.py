@@ -1,0 +1,161 @@
+"""What is minimised: cross-entropy with label smoothing, never holding the logits of a whole batch.
+
+Shape letters: N target tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from polyformer.parts.linear import LinearPart
+
+if TYPE_CHECKING:
+    from polyformer.parts.part import Part
+
+IGNORED = -100
+CHUNK_BYTES = 8 * 2**20
+
+
+@dataclass
+class Loss:
+    """Sums over the real target tokens of a batch.
+
+    Attributes:
+        objective: what is minimised, label smoothing included; differentiable.
+        likelihood: negative log-likelihood in nats, without smoothing; for reports.
+        tokens: how many there are.
+    """
+
+    objective: Tensor
+    likelihood: Tensor
+    tokens: int
+
+
+def sequence_loss(head: Part, hidden: Tensor, labels: Tensor, smoothing: float = 0.0) -> Loss:
+    """Sum the cross-entropy of `head(hidden)` against `labels`.
+
+    With label smoothing ε the target is (1 - ε) on the label and ε/V on every token (Szegedy et al. 2016,
+    section 7; Vaswani et al. 2017, section 5.4).
+
+    The logits [N, V] of a batch are the largest tensor of a small model's training by far. Here they are made for
+    a few rows at a time, turned into their own gradient in place, multiplied into the gradients of the rows and
+    of the head's matrix, and forgotten: memory for one chunk instead of a batch, and fewer passes over it.
+
+    Args:
+        head: an `LMHead`; one with a plain `Linear` takes the fast path, any other is recomputed in backward.
+        hidden: [..., D].
+        labels: integers [...], -100 where there is no token.
+        smoothing: ε in [0, 1).
+    """
+    flat = labels.reshape(-1)
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    real = flat != IGNORED
+    tokens = int(real.sum())
+    if tokens < len(flat):
+        places = real.nonzero()[:, 0]
+        rows, flat = rows.index_select(0, places), flat.index_select(0, places)
+    projection = getattr(head, "projection", None)
+    if type(projection) is LinearPart:
+        objective, likelihood = ChunkedCrossEntropy.apply(rows, projection.weight, projection.bias, flat, smoothing)  # type: ignore[no-untyped-call]
+        return Loss(objective, likelihood, tokens)
+    size = max(1, CHUNK_BYTES // (4 * 32768))
+    pieces = [
+        checkpoint(_plain_loss, head, r, f, smoothing, use_reentrant=False)
+        for r, f in zip(rows.split(size), flat.split(size), strict=True)
+    ]
+    objective = torch.stack([p[0] for p in pieces]).sum()
+    return Loss(objective, torch.stack([p[1] for p in pieces]).sum().detach(), tokens)
+
+
+def _plain_loss(head: Part, rows: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    logits = head(rows, None)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    objective = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+    return objective, F.cross_entropy(logits.detach(), labels, reduction="sum")
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """(rows [N, D], weight [V, D], bias [V] or None, labels [N], ε) -> (objective, likelihood), both sums.
+
+    The gradient of the objective with respect to a row's logits is softmax - (1 - ε)·onehot - ε/V. It is known as
+    soon as the logits are, so forward computes all gradients and backward only scales them.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        device = rows.device.type
+        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
+        with torch.autocast(device, enabled=False):
+            inputs, matrix = rows.to(kind), weight.to(kind)
+            gradients = Gradients.like(inputs, weight, bias) if any(ctx.needs_input_grad[:3]) else None
+            size = min(len(rows), max(1, CHUNK_BYTES // (4 * len(weight))))
+            low = torch.empty(size, len(weight), dtype=kind, device=rows.device)
+            room = low.to(torch.promote_types(kind, torch.float32))  # `low` itself where that is wide enough
+            objective = room.new_zeros((), dtype=torch.float64)
+            likelihood = objective.clone()
+            for start in range(0, len(rows), max(size, 1)):
+                piece, own = inputs[start : start + size], labels[start : start + size, None]
+                scores = torch.mm(piece, matrix.T, out=low[: len(piece)])
+                logits = room[: len(piece)].copy_(scores)
+                if bias is not None:
+                    logits += bias
+                at_label, mean = logits.gather(1, own), logits.mean(-1, keepdim=True)
+                partition, probabilities = _softmax(logits)
+                likelihood += (partition - at_label).sum()
+                objective += (partition - (1 - smoothing) * at_label - smoothing * mean).sum()
+                if gradients is not None:
+                    probabilities -= smoothing / len(weight)
+                    probabilities.scatter_add_(1, own, probabilities.new_full(own.shape, smoothing - 1))
+                    gradients.add(start, piece, matrix, probabilities, scores)
+        ctx.gradients = gradients
+        ctx.kind = rows.dtype
+        ctx.mark_non_differentiable(likelihood)
+        return objective.to(room.dtype), likelihood
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor, _: Any) -> tuple[Any, ...]:  # type: ignore[override]
+        found = ctx.gradients
+        bias = None if found.bias is None else found.bias * scale
+        return found.rows.to(ctx.kind) * scale, found.weight * scale, bias, None, None
+
+
+def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn logits [N, V] into probabilities in place; return log Σ exp [N, 1] and them."""
+    top = logits.amax(-1, keepdim=True)
+    total = logits.sub_(top).exp_().sum(-1, keepdim=True)
+    return top + total.log(), logits.mul_(1 / total)
+
+
+@dataclass
+class Gradients:
+    """The gradients of the objective as they grow, chunk by chunk; `room` is reused for each chunk's share."""
+
+    rows: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    room: Tensor
+
+    @classmethod
+    def like(cls, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Gradients:
+        """Make zeros for the parameters, and room for the rows [N, D]."""
+        room = torch.empty_like(weight, dtype=inputs.dtype)
+        return cls(torch.empty_like(inputs), torch.zeros_like(weight), None if bias is None else bias * 0, room)
+
+    def add(self, start: int, piece: Tensor, matrix: Tensor, gradient: Tensor, low: Tensor) -> None:
+        """Add a chunk: its rows [n, D], the matrix [V, D], the gradient of its logits [n, V], and room for that."""
+        if self.bias is not None:
+            self.bias += gradient.sum(0)
+        narrow = low.copy_(gradient)
+        torch.mm(narrow, matrix, out=self.rows[start : start + len(piece)])
+        if narrow.dtype == self.weight.dtype:
+            self.weight.addmm_(narrow.T, piece)
+        else:
+            self.weight += torch.mm(narrow.T, piece, out=self.room)

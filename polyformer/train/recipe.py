@@ -1,0 +1,122 @@
+"""A recipe: everything a run depends on, as one record read from a TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from polyformer.data import BatchRecipe, DataRecipe, TokenizerRecipe
+from polyformer.errors import RunError, SpecError
+from polyformer.families.transformer import Transformer2017
+from polyformer.generate import Search
+from polyformer.spec import Record
+from polyformer.train.averages import Average
+from polyformer.train.optimisers import AdamW
+from polyformer.train.schedules import Budget, Cosine, Minutes, Schedule
+
+
+class TrainRecipe(Record):
+    """How a model is trained.
+
+    `evaluations` are spread evenly over the budget. `patience` is the number of evaluations without a better
+    validation loss after which training stops and goes back to the best weights (0: never). `clip` limits the norm
+    of the gradient (0: no limit). `precision` "auto" measures which is faster on this machine; the resolved recipe
+    in the run folder says which it was.
+    """
+
+    budget: Budget = Minutes(4.0)
+    schedule: Schedule = Cosine(peak=1e-3, warmup=200)
+    optimiser: AdamW = AdamW()
+    smoothing: float = 0.1
+    clip: float = 1.0
+    accumulate: int = 1
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    average: Average | None = None
+    evaluations: int = 10
+    patience: int = 0
+    seed: int = 0
+    not_finite: Literal["stop", "skip"] = "stop"
+    log_every: int = 10
+    checkpoint_minutes: float = 1.0
+    tensorboard: bool = False
+
+    def check(self) -> None:
+        self.require(0 <= self.smoothing < 1, "smoothing must be in [0, 1)")
+        self.require(self.clip >= 0, "clip can't be negative; 0 means no limit")
+        self.require(self.accumulate >= 1, "accumulate must be at least 1")
+        self.require(self.evaluations >= 1, "evaluations must be at least 1")
+        self.require(self.log_every >= 1, "log_every must be at least 1")
+        self.require(self.patience >= 0, "patience can't be negative; 0 means never to stop early")
+
+
+class ReportRecipe(Record):
+    """What is judged when training ends: BLEU and chrF on at most `pairs` held-out pairs, and some samples."""
+
+    pairs: int = 500
+    samples: int = 10
+    search: Search = Search()
+
+
+class Recipe(Record):
+    """From sentence pairs to a translation model."""
+
+    name: str
+    data: DataRecipe
+    tokenizer: TokenizerRecipe = TokenizerRecipe()
+    model: Transformer2017 = Transformer2017()
+    batch: BatchRecipe = BatchRecipe()
+    train: TrainRecipe = TrainRecipe()
+    report: ReportRecipe = ReportRecipe()
+
+
+def read_recipe(path: Path, settings: list[str] | None = None) -> Recipe:
+    """Read a recipe and change it by `key=value` settings, such as `train.budget.count=2`.
+
+    A value is read as TOML (`3`, `true`, `["en-de"]`, `{type = "Steps", count = 100}`); what is none is text. A
+    number in a key counts into a list: `data.corpora.0.path=pairs.tsv`.
+
+    Raises:
+        SpecError: a misspelt key, a value of the wrong kind, a setting without `=`.
+        RunError: the file can't be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"the recipe {path} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise SpecError(f"the recipe {path} is not UTF-8 at byte {error.start}") from None
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"the recipe {path} is not TOML: {error}") from None
+    for setting in settings or []:
+        apply_setting(data, setting)
+    return Recipe.from_data(data, path.name)
+
+
+def apply_setting(data: dict[str, Any], setting: str) -> None:
+    """Change `data` in place by one `key=value`."""
+    key, equals, text = setting.partition("=")
+    if not equals or not key.strip():
+        raise SpecError(f"--set wants key=value, such as train.seed=1, not '{setting}'")
+    *path, last = key.strip().split(".")
+    at: Any = data
+    for name in path:
+        at = at[_place(at, name, setting)] if isinstance(at, list) else at.setdefault(name, {})
+        if not isinstance(at, (dict, list)):
+            raise SpecError(f"--set {setting}: '{name}' holds a value, not a table")
+    at[_place(at, last, setting) if isinstance(at, list) else last] = _value(text.strip())
+
+
+def _place(items: list[Any], name: str, setting: str) -> int:
+    if not name.isdigit() or int(name) >= len(items):
+        raise SpecError(f"--set {setting}: '{name}' is not a place in a list of {len(items)}")
+    return int(name)
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,167 @@
+"""From a recipe to a run folder: prepare the data once, train, judge, and leave a record that a person can read.
+
+A run folder holds `recipe.toml` (resolved), `spec.json`, `tokenizer/`, `splits/`, `metrics.jsonl` and `checkpoints/`
+from the start; and when training has ended `model.safetensors`, `figures/`, `scores.json` and `report.md`. Its
+`manifest.json`, with the SHA-256 of every file but the checkpoints, is written when the folder is made and once more
+at the very end.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from polyformer.data import Batches, Pair, PairTokenizer, encode_pairs, prepare, read_pairs, write_pairs
+from polyformer.errors import RunError
+from polyformer.judge import evaluate
+from polyformer.parts.model import TransformerPart
+from polyformer.spec import Record, field_types
+from polyformer.train.checkpoints import Training, restore_checkpoint
+from polyformer.train.figures import draw_figures
+from polyformer.train.journal import Journal, Listener, TensorBoard, read_metrics
+from polyformer.train.loop import Company, candidate, run, using
+from polyformer.train.machine import fastest_precision, keep_freed_memory
+from polyformer.train.recipe import Recipe
+from polyformer.train.report import write_report
+from polyformer.weights.assemble import disassemble
+from polyformer.weights.files import write_tensors
+from polyformer.weights.folders import recover, staged_folder, write_manifest
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended: where the run lies, and whether it is finished or was interrupted."""
+
+    folder: Path
+    finished: bool
+
+
+def train(
+    recipe: Recipe, out: Path, resume: bool = False, force: bool = False, listeners: tuple[Listener, ...] = ()
+) -> Outcome:
+    """Train the model of a recipe into the run folder `out`.
+
+    Args:
+        resume: go on with the run in `out` from its newest checkpoint; its recipe must be this one (a larger budget
+            is welcome).
+        force: replace a run that stands in `out`.
+        listeners: hear each row of metrics as it is written.
+    Raises:
+        RunError, DataError, SpecError, WeightsError: each with one sentence.
+    """
+    recover(out)
+    if resume:
+        recipe = _recipe_of(out, recipe)
+    else:
+        recipe = create(recipe, out, force)
+    if recipe.train.tensorboard:
+        listeners = (*listeners, TensorBoard(out / "tensorboard"))
+    keep_freed_memory()
+    training, company, tokenizer, test = _open(recipe, out, listeners)
+    try:
+        ending = run(training, recipe.train, company)
+    finally:
+        company.journal.close()
+    if ending != "interrupted":
+        _finish(recipe, out, training, tokenizer, test)
+    return Outcome(out, ending != "interrupted")
+
+
+def create(recipe: Recipe, out: Path, force: bool = False) -> Recipe:
+    """Prepare the data, train the tokenizer, and make a run folder that is ready to train; return what it says.
+
+    Everything that training reads lies in the folder afterwards: resuming does not ask for the corpora again.
+    """
+    if out.exists() and any(out.iterdir()) and not force:
+        state = "is a finished run" if (out / "model.safetensors").exists() else "holds an unfinished run"
+        raise RunError(f"{out} {state}; go on with --resume, replace it with --force, or choose another --out")
+    splits = prepare(recipe.data)
+    tokenizer = PairTokenizer.train(splits.train, recipe.tokenizer)
+    sizes = {"source_vocabulary": tokenizer.source_vocabulary, "target_vocabulary": tokenizer.target_vocabulary}
+    chosen = recipe.train.precision
+    precise = recipe.train.replace(precision=fastest_precision() if chosen == "auto" else chosen)
+    recipe = recipe.replace(model=recipe.model.replace(**sizes), train=precise)
+    with staged_folder(out, replace=force) as stage:
+        (stage / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
+        (stage / "spec.json").write_text(recipe.model.spec().to_json(), encoding="utf-8")
+        tokenizer.save(stage / "tokenizer")
+        (stage / "splits").mkdir()
+        for name in SPLITS:
+            write_pairs(stage / "splits" / f"{name}.jsonl", getattr(splits, name))
+        (stage / "splits" / "report.txt").write_text(f"{splits.report}\n", encoding="utf-8")
+    return recipe
+
+
+def _open(
+    recipe: Recipe, out: Path, listeners: tuple[Listener, ...]
+) -> tuple[Training, Company, PairTokenizer, list[Pair]]:
+    """Build the model and the readers, and go back to the newest checkpoint if there is one."""
+    tokenizer = PairTokenizer.load(out / "tokenizer")
+    train, validation, test = (read_pairs(out / "splits" / f"{name}.jsonl") for name in SPLITS)
+    torch.manual_seed(recipe.train.seed)
+    model = recipe.model.spec().build()
+    assert isinstance(model, TransformerPart)
+    training = Training(
+        model,
+        recipe.train.optimiser.build(model),
+        Batches(encode_pairs(tokenizer, train, recipe.batch), recipe.batch),
+        None if recipe.train.average is None else recipe.train.average.start(),
+    )
+    restore_checkpoint(out / "checkpoints", training)
+    journal = Journal(out / "metrics.jsonl", training.state.metrics_bytes, listeners)
+    held_out = Batches(encode_pairs(tokenizer, validation, recipe.batch.replace(too_long="drop")), recipe.batch)
+    return training, Company(out / "checkpoints", journal, held_out), tokenizer, test
+
+
+def _finish(recipe: Recipe, out: Path, training: Training, tokenizer: PairTokenizer, test: list[Pair]) -> None:
+    """Put the weights that are kept into the model, judge them, and complete the folder; the manifest comes last."""
+    kept = training.best if recipe.train.patience and training.best else candidate(training)
+    model = training.model
+    with using(model, kept):
+        model.eval()
+        write_tensors(out / "model.safetensors", disassemble(model))
+        rows = read_metrics(out / "metrics.jsonl")
+        draw_figures(rows, out / "figures")
+        scores = evaluate(model, tokenizer, test[: recipe.report.pairs], recipe.report.search)
+    (out / "scores.json").write_text(json.dumps(scores.to_data(), indent=1, ensure_ascii=False), encoding="utf-8")
+    write_report(out, recipe, rows, scores, model)
+    write_manifest(out, leave_out=("checkpoints", "tensorboard"))
+
+
+def _recipe_of(out: Path, asked: Recipe) -> Recipe:
+    """Return the recipe that the run in `out` was made from, with the budget now asked for."""
+    try:
+        text = (out / "recipe.toml").read_text(encoding="utf-8")
+    except OSError:
+        raise RunError(f"{out} is no run folder to resume; leave --resume out to start one there") from None
+    own = Recipe.from_toml(text, str(out / "recipe.toml"))
+    sizes = {"source_vocabulary": own.model.source_vocabulary, "target_vocabulary": own.model.target_vocabulary}
+    precise = own.train.precision if asked.train.precision == "auto" else asked.train.precision
+    settled = asked.replace(
+        model=asked.model.replace(**sizes),
+        train=asked.train.replace(precision=precise, budget=own.train.budget),
+    )
+    if settled != own:
+        raise RunError(f"{out} was started with another recipe ({_difference(own, settled)}); only the budget may change")
+    return own.replace(train=own.train.replace(budget=asked.train.budget))
+
+
+def _difference(one: Record, other: Record, path: str = "") -> str:
+    """Name the first field in which two records differ."""
+    for name in field_types(type(one)):
+        a, b = getattr(one, name), getattr(other, name)
+        inner = f"{path}{name}"
+        if isinstance(a, Record) and type(a) is type(b) and a != b:
+            return _difference(a, b, f"{inner}.")
+        if a != b:
+            return f"{inner} is {_shown(a)} there and {_shown(b)} here"
+    return path
+
+
+def _shown(value: object) -> str:
+    return str(value.to_data()) if isinstance(value, Record) else repr(value)

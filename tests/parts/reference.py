@@ -1,0 +1,37 @@
+"""Attention written out loop by loop, from the papers' formulas and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+May = Callable[[int, int, int], bool]
+
+
+def attend(q_BHSE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, may: May, scale: float | None = None) -> Tensor:
+    """Return softmax(scale · q kᵀ) v over the keys with `may(batch, query, key)`; zeros where there are none."""
+    batch, heads, queries, width = q_BHSE.shape
+    groups, keys = k_BGKE.shape[1:3]
+    scale = 1 / math.sqrt(width) if scale is None else scale
+    rows = []
+    for b in range(batch):
+        for h in range(heads):
+            g = h // (heads // groups)
+            for s in range(queries):
+                seen = [j for j in range(keys) if may(b, s, j)]
+                scores = [torch.exp(scale * torch.dot(q_BHSE[b, h, s], k_BGKE[b, g, j])) for j in seen]
+                mixed = torch.zeros(width, dtype=q_BHSE.dtype)
+                for score, j in zip(scores, seen, strict=True):
+                    mixed = mixed + score / sum(scores) * v_BGKE[b, g, j]
+                rows.append(mixed)
+    return torch.stack(rows).view(batch, heads, queries, width)
+
+
+def normalise(row: list[float], eps: float) -> list[float]:
+    """Return (x - mean) / sqrt(variance + eps) of one row."""
+    mean = sum(row) / len(row)
+    variance = sum((x - mean) ** 2 for x in row) / len(row)
+    return [(x - mean) / math.sqrt(variance + eps) for x in row]

@@ -1,0 +1,163 @@
+"""Spec trees for tests: one sample of every part, whole models, and random trees made from the annotations."""
+
+from __future__ import annotations
+
+import typing
+
+from hypothesis import strategies as st
+
+from polyformer import parts
+from polyformer.errors import SpecError
+from polyformer.parts import (
+    Attention,
+    BatchNorm,
+    Causal,
+    Concatenate,
+    CrossAttention,
+    Dropout,
+    Embed,
+    FeedForward,
+    Gate,
+    LayerNorm,
+    Learned,
+    Linear,
+    LMHead,
+    RMSNorm,
+    SameDocument,
+    Sinusoidal,
+    Softmax,
+    Stack,
+    Tie,
+    TokenEmbedding,
+    Transformer,
+)
+from polyformer.parts.embeddings import Add
+from polyformer.parts.residual import Chain, Residual
+from polyformer.spec import Record, Spec, field_types
+
+WIDTH = 8
+
+
+def block(width: int = WIDTH, cross: bool = False) -> Chain:
+    """Return a pre-norm block with every slot of its residuals filled somewhere."""
+    attention = Residual(Attention.of_width(width, 2, Causal()), LayerNorm(width), Dropout(0.1))
+    looking = Residual(CrossAttention.of_width(width, 2), LayerNorm(width), LayerNorm(width), LayerNorm(width))
+    feeding = Residual(FeedForward.gated(width, 2 * width), RMSNorm(width), Dropout(0.1))
+    return Chain((attention, looking, feeding) if cross else (attention, feeding))
+
+
+def translator(layers: int = 2, width: int = WIDTH) -> Transformer:
+    """Return an encoder–decoder model whose three matrices are tied."""
+    return Transformer(
+        source=Embed(TokenEmbedding(11, width), Sinusoidal(width), scale=width**0.5, dropout=Dropout(0.1)),
+        encoder=Stack((block(width),) * layers, LayerNorm(width)),
+        target=Embed(TokenEmbedding(11, width), Learned(width, 32), Gate.of_width(width)),
+        decoder=Stack((block(width, cross=True),) * layers, LayerNorm(width)),
+        head=LMHead.of_width(width, 11),
+        ties=(
+            Tie("target.tokens.weight", "source.tokens.weight"),
+            Tie("head.projection.weight", "source.tokens.weight"),
+        ),
+    )
+
+
+SAMPLES: dict[type[Spec], Spec] = {
+    type(sample): sample
+    for sample in (
+        Linear(3, 5),
+        LayerNorm(WIDTH),
+        RMSNorm(WIDTH),
+        BatchNorm(WIDTH),
+        Dropout(0.25),
+        Sinusoidal(7, layout="halves"),
+        Learned(WIDTH, 9),
+        TokenEmbedding(11, WIDTH),
+        Add(),
+        Concatenate(),
+        Gate.of_width(WIDTH),
+        Embed(TokenEmbedding(11, WIDTH), Learned(WIDTH, 9), norm=LayerNorm(WIDTH), dropout=Dropout(0.1)),
+        FeedForward.gated(WIDTH, 12),
+        Softmax(),
+        Attention.of_width(WIDTH, 4, Causal() & SameDocument()),
+        CrossAttention.of_width(WIDTH, 4),
+        Residual(Linear(WIDTH, WIDTH), RMSNorm(WIDTH), Dropout(0.1), LayerNorm(WIDTH)),
+        block(),
+        Stack((block(), block(cross=True)), LayerNorm(WIDTH)),
+        LMHead.of_width(WIDTH, 11),
+        translator(),
+    )
+}
+
+
+def of_the_package(cls: type[Record]) -> bool:
+    """Tell the records of `polyformer.parts` from those that tests make."""
+    return cls.__module__.startswith(parts.__name__)
+
+
+def buildable() -> list[type[Spec]]:
+    """Return every part's spec that can be built."""
+    known = [cls for cls in Record.registry.values() if issubclass(cls, Spec) and of_the_package(cls)]
+    return [cls for cls in known if cls.module is not Spec.module]
+
+
+def concrete(base: type[Record]) -> list[type[Record]]:
+    """Return the records of the package that are a `base` and stand for something themselves."""
+    known = [cls for cls in Record.registry.values() if issubclass(cls, base) and of_the_package(cls)]
+    return [cls for cls in known if not cls.abstract]
+
+
+@st.composite
+def trees(draw: st.DrawFn, base: type[Record] = Spec, depth: int = 3) -> Record:
+    """Draw a record of any type that is a `base`, its fields filled by their annotations."""
+    options = concrete(base)
+    if depth <= 0:
+        leaves = [cls for cls in options if not _has_records(cls)]
+        options = leaves or options
+    cls = draw(st.sampled_from(options))
+    fields = {name: draw(_values(kind, depth - 1)) for name, kind in field_types(cls).items()}
+    try:
+        return cls(**fields)
+    except SpecError:
+        return SAMPLES.get(cls, Linear(2, 2)) if issubclass(cls, Spec) else draw(_valid(cls))
+
+
+def _valid(cls: type[Record]) -> st.SearchStrategy[Record]:
+    known: dict[str, Record] = {"Heads": parts.Heads(4, 2, 2), "All": Causal() & SameDocument()}
+    return st.just(known[cls.__name__])
+
+
+def _has_records(cls: type[Record]) -> bool:
+    return any("Record" in str(_mro(kind)) for kind in field_types(cls).values())
+
+
+def _mro(kind: typing.Any) -> list[typing.Any]:
+    if isinstance(kind, type):
+        return list(kind.__mro__)
+    return [_mro(inner) for inner in typing.get_args(kind)]
+
+
+def _values(kind: typing.Any, depth: int) -> st.SearchStrategy[typing.Any]:
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is typing.Literal:
+        return st.sampled_from(arguments)
+    if typing.get_origin(kind) is tuple:
+        return _tuples(arguments, depth)
+    if arguments:
+        return st.one_of([_values(option, depth) for option in arguments])
+    if issubclass(kind, Record):
+        return trees(kind, depth)
+    plain: dict[type, st.SearchStrategy[typing.Any]] = {
+        bool: st.booleans(),
+        int: st.integers(-3, 10**6),
+        float: st.floats(allow_nan=False, allow_infinity=False),
+        str: st.text(max_size=12),
+        type(None): st.none(),
+    }
+    return plain[kind]
+
+
+def _tuples(kinds: tuple[typing.Any, ...], depth: int) -> st.SearchStrategy[tuple[typing.Any, ...]]:
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+        few = st.lists(_values(kinds[0], depth), max_size=3)
+        return st.tuples(few, st.integers(1, 3)).map(lambda drawn: tuple(drawn[0]) * drawn[1])
+    return st.tuples(*(_values(kind, depth) for kind in kinds))
