@@ -1,6 +1,6 @@
 # make run | test | test-slow | check | bench: each does all its own set-up in a fresh clone.
 #
-#   make run RECIPE=recipes/other.toml OUT=runs/other ARGS='--set train.budget.minutes=10'
+#   make run RECIPE=recipes/other.toml OUT=runs/other ARGS='--set train.budget.count=10'
 #   make test ARGS='tests/parts -k causal'
 #   make PYTHON=python3.12 test
 

@@ -16,25 +16,12 @@ does not depend on what they say.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from polyformer.families.transformer import Transformer2017
-from polyformer.parts import Transformer
-from polyformer.train.loop import accumulate
-from polyformer.train.machine import keep_freed_memory
-from polyformer.train.optimisers import AdamW, clip_gradients
-from polyformer.train.recipe import TrainRecipe
 
 
 class Peer(nn.Module):
@@ -65,7 +52,7 @@ class Peer(nn.Module):
 class Products(TorchDispatchMode):
     """Notes the shapes of all matrix products of a step, forward and backward."""
 
-    names = {"mm": (0, 1), "addmm": (1, 2), "addmm_": (1, 2), "bmm": (0, 1), "baddbmm": (1, 2)}
+    names: ClassVar = {"mm": (0, 1), "addmm": (1, 2), "addmm_": (1, 2), "bmm": (0, 1), "baddbmm": (1, 2)}
 
     def __init__(self) -> None:
         super().__init__()

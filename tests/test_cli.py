@@ -170,6 +170,29 @@ class TestEvaluate:
         assert "direction" in say("evaluate", run, "--data", bad, "--direction", "en", status=1)
 
 
+class TestExplain:
+    def test_a_picture(self, run: Path, tmp_path: Path) -> None:
+        pytest.importorskip("matplotlib")
+        file = tmp_path / "attention.png"
+        told = say("explain", run, "one two", "--out", file, "--kind", "cross", "--layer", "2")
+        assert told.strip() == load(run).translate(["one two"])[0][0].text
+        assert file.read_bytes().startswith(b"\x89PNG")
+        kept = file.read_bytes()
+        assert "exists; replace it with --force" in say("explain", run, "save", "--out", file, status=1)
+        assert file.read_bytes() == kept
+        assert json.loads(say("explain", run, "save", "--out", file, "--force", "--json"))["file"] == str(file)
+        assert file.read_bytes() != kept
+
+    def test_what_can_not_be(self, run: Path, tmp_path: Path) -> None:
+        pytest.importorskip("matplotlib")
+        assert "should end in .png" in say("explain", run, "one", "--out", "picture.svg", status=1)
+        file = tmp_path / "attention.png"
+        assert "no layer 9" in say("explain", run, "one", "--out", file, "--layer", "9", status=1)
+        assert "did you mean 'cross'" in say("explain", run, "one", "--out", file, "--kind", "cros", status=1)
+        assert "can't be written" in say("explain", run, "one", "--out", tmp_path / "no" / "a.png", status=1)
+        assert not file.exists()
+
+
 class TestInspect:
     def test_the_tree(self, run: Path) -> None:
         told = say("inspect", run)
@@ -248,6 +271,68 @@ class TestRecipes:
         assert "did you mean 'width'" in say("recipe", file, "--set", "model.widht=64", status=1)
         assert "key=value" in say("recipe", file, "--set", "model.width", status=1)
         assert "can't be read" in say("recipe", tmp_path / "none.toml", status=1)
+
+
+RECIPE = """
+name = "tiny"
+data.corpora = [{type = "Tsv", path = "PATH"}]
+tokenizer.vocabulary = 60
+batch.tokens = 256
+report = {pairs = 4, samples = 2, search = {limit = {tokens = 8}}}
+
+[model]
+width = 16
+depth = {encoder = 1, decoder = 1}
+attention.heads = 2
+feedforward.hidden = 32
+
+[train]
+budget = {type = "Steps", count = 3}
+evaluations = 1
+precision = "fp32"
+"""
+
+
+class TestTrain:
+    @pytest.fixture
+    def recipe(self, tmp_path: Path) -> Path:
+        pairs = [f"{a} {b} {c}\t{WORDS[a]} {WORDS[b]} {WORDS[c]}" for a in WORDS for b in WORDS for c in WORDS]
+        (tmp_path / "pairs.tsv").write_text("\n".join(pairs) + "\n", encoding="utf-8")
+        file = tmp_path / "tiny.toml"
+        file.write_text(RECIPE.replace("PATH", str(tmp_path / "pairs.tsv")), encoding="utf-8")
+        return file
+
+    def test_a_run_from_its_recipe_to_its_report(self, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(recipe.parent)
+        told = say("train", recipe, "--set", "train.seed=5")
+        out = Path("runs/tiny")
+        assert told.startswith("# tiny")
+        assert "BLEU" in told
+        assert "seed = 5" in (out / "recipe.toml").read_text(encoding="utf-8")
+        assert load(out).model
+        say("evaluate", out, "--limit", "2")
+        assert "is a finished run" in say("train", recipe, status=1)
+        scores = json.loads(say("train", recipe, "--force", "--json"))
+        assert scores["run"] == str(out)
+        assert scores["scores"]["directions"][0]["direction"] == "en-de"
+
+    def test_an_interrupted_run_says_how_to_go_on(self, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from polyformer.train import run as training
+
+        def stopped(recipe, out, resume, force, listeners):
+            return training.Outcome(out, finished=False)
+
+        monkeypatch.setattr(training, "train", stopped)
+        told = say("train", recipe, "--out", "runs/x", status=130)
+        assert "--out runs/x --resume" in told
+
+    def test_what_can_not_be(self, recipe: Path, tmp_path: Path) -> None:
+        assert "can't be read" in say("train", tmp_path / "none.toml", status=1)
+        assert "choose one" in say("train", recipe, "--resume", "--force", status=1)
+        assert "no run folder to resume" in say("train", recipe, "--out", tmp_path / "x", "--resume", status=1)
+        assert "did you mean" in say("train", recipe, "--set", "train.sede=1", status=1)
+        (tmp_path / "file").touch()
+        assert "file" in say("train", recipe, "--out", tmp_path / "file", status=1)
 
 
 class TestFailures:

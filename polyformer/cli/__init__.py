@@ -17,6 +17,7 @@ from polyformer.errors import DataError, PolyformerError, RunError, SpecError
 
 if TYPE_CHECKING:
     from polyformer.data.pairs import Pair
+    from polyformer.data.tokenizer import TextPairTokenizer
     from polyformer.generate import Search
     from polyformer.loaded import Loaded
     from polyformer.parts import Transformer
@@ -164,11 +165,10 @@ def evaluate(
     from polyformer.judge.evaluate import evaluate as judge
 
     loaded = _load(run)
-    assert loaded.tokenizer is not None
     pairs = _pairs(run, loaded, data, direction)[:limit]
     settings = _search(loaded, beam)
     with counting(len(pairs), "translating") as progress:
-        judged = judge(loaded.model, loaded.tokenizer, pairs, settings, progress)
+        judged = judge(loaded.model, _tokenizer(loaded), pairs, settings, progress)
     if as_json:
         typer.echo(json.dumps(judged.to_data(), ensure_ascii=False))
         return
@@ -178,6 +178,32 @@ def evaluate(
             typer.echo(f"  {score.name:<11}{score.value:8.2f}  {score.signature}")
         typer.echo(f"  {'loss':<11}{one.held_out.loss:8.3f}  nats a token, of {one.held_out.tokens:,}")
         typer.echo(f"  {'perplexity':<11}{one.held_out.perplexity:8.2f}")
+
+
+@app.command(epilog='Example: polyformer explain runs/default "Save the file" --out attention.png --kind cross')
+def explain(
+    run: RunFolder,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What is translated.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.png", help="Where the picture goes.")],
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Only encoder, cross or decoder attention; repeatable.")
+    ] = None,
+    layer: Annotated[list[int] | None, typer.Option(help="Only this layer, counted from 1; repeatable.")] = None,
+    to: Language = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw where a translation's attention looks, by layer and head."""
+    from polyformer.explain import Picture, attention_picture
+
+    if out.suffix.lower() != ".png":
+        raise RunError(f"the picture is a PNG file, so its name should end in .png, not '{out.name}'")
+    if out.exists() and not force:
+        raise RunError(f"{out} exists; replace it with --force, or choose another --out")
+    options = Picture.from_data({name: each for name, each in (("kinds", kind), ("layers", layer)) if each}, "explain")
+    loaded = _load(run)
+    best = attention_picture(loaded.model, _tokenizer(loaded), text, out, options, _search(loaded, None), to)
+    typer.echo(json.dumps({"text": best.text, "file": str(out)}, ensure_ascii=False) if as_json else best.text)
 
 
 @app.command(epilog="Example: polyformer inspect runs/default")
@@ -221,10 +247,13 @@ def schema(
 def _load(run: Path) -> Loaded:
     from polyformer.loaded import load
 
-    loaded = load(run)
+    return load(run)
+
+
+def _tokenizer(loaded: Loaded) -> TextPairTokenizer:
     if loaded.tokenizer is None:
-        raise SpecError(f"{run} holds a model without a tokenizer, so it can't read text")
-    return loaded
+        raise SpecError(f"{loaded.folder} holds a model without a tokenizer, so it can't read text")
+    return loaded.tokenizer
 
 
 def _search(loaded: Loaded, beam: int | None, nbest: int = 1) -> Search:

@@ -85,13 +85,20 @@ def _cached(folder: Path, name: str, fill: Callable[[Path], None]) -> Path:
         try:
             temporary.chmod(0o755)
             fill(temporary)
-            if not folder.is_dir():  # another process may have been faster
-                temporary.rename(folder)
+            _move(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise DataError(f"{name} can't be kept in {folder.parent}: {error.strerror or error}") from None
     return folder
+
+
+def _move(temporary: Path, folder: Path) -> None:
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was faster, and its folder is as good
+            raise
 
 
 def _run(command: list[str], folder: Path, name: str, advice: str = "") -> None:

@@ -22,7 +22,8 @@ class MarianTokenizer:
 
     A Marian decoder starts with the padding token, so `bos_id` is `pad_id`. Where the vocabulary has tags such as
     ">>de<<" for the target language, `encode_source` puts in the one that is asked for; in contrast to transformers,
-    a tag that is typed in the text is plain text.
+    a tag that is typed in the text is plain text. Punctuation is left as it is, as transformers does where the package
+    sacremoses is not installed.
     """
 
     def __init__(self, files: dict[str, bytes], folder: str = "") -> None:

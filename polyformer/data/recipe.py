@@ -11,14 +11,14 @@ from typing import Literal
 from polyformer.data.corpus import Corpus
 from polyformer.data.pairs import Pair, split_direction
 from polyformer.data.split import Shares, split
-from polyformer.data.text import count_words, has_letters, normalise, script_share, sentences
+from polyformer.data.text import count_words, letter_share, normalise, script_share, sentences
 from polyformer.errors import DataError
 from polyformer.spec import Record
 
 READ, SPLIT = "read", "gained by splitting"
-EMPTY, SAME, NO_LETTERS, DUPLICATE = "one side empty", "source equals target", "no letters", "duplicate"
+EMPTY, SAME, FEW_LETTERS, DUPLICATE = "one side empty", "source equals target", "few letters", "duplicate"
 SHORT, LONG, UNEVEN, SCRIPT = "too short", "too long", "lengths too different", "not in its language's script"
-FAULTS = (EMPTY, SAME, NO_LETTERS, SHORT, LONG, UNEVEN, SCRIPT, DUPLICATE)
+FAULTS = (EMPTY, SAME, FEW_LETTERS, SHORT, LONG, UNEVEN, SCRIPT, DUPLICATE)
 SPLITS = ("train", "validation", "test")
 
 
@@ -31,17 +31,21 @@ class Filters(Record):
         maximum_ratio: how many times as many words the longer side may have; both sides are counted one word longer
             than they are, so that a word may be translated by a few.
         script_share: least share of words in the script of the language ("zh" in Han, "de" in Latin); 0 for any.
+        letter_share: least share of letters among the characters that are no spaces, which formulas and code have few
+            of; with 0, a single one is enough.
     """
 
     minimum_words: int = 1
     maximum_words: int = 100
     maximum_ratio: float = 3.0
     script_share: float = 0.3
+    letter_share: float = 0.0
 
     def check(self) -> None:
         self.require(1 <= self.minimum_words <= self.maximum_words, "should have 1 <= minimum_words <= maximum_words")
         self.require(self.maximum_ratio >= 1, "maximum_ratio should be at least 1")
-        self.require(0 <= self.script_share <= 1, "script_share should be between 0 and 1")
+        for name in ("script_share", "letter_share"):
+            self.require(0 <= getattr(self, name) <= 1, f"{name} should be between 0 and 1")
 
     def fault(self, pair: Pair) -> str | None:
         """Return why the (normalised) pair is left out, or None if it is good."""
@@ -49,8 +53,9 @@ class Filters(Record):
             return EMPTY
         if pair.source == pair.target:
             return SAME
-        if not (has_letters(pair.source) and has_letters(pair.target)):
-            return NO_LETTERS
+        letters = min(letter_share(pair.source), letter_share(pair.target))
+        if letters == 0 or letters < self.letter_share:
+            return FEW_LETTERS
         shorter, longer = sorted((count_words(pair.source), count_words(pair.target)))
         if math.ceil(shorter) < self.minimum_words:
             return SHORT
@@ -115,7 +120,7 @@ class Report:
     counts: dict[str, Counter[str]] = field(default_factory=dict)
 
     def add(self, what: str, direction: str, number: int = 1) -> None:
-        """Count."""
+        """Count pairs of a direction."""
         self.counts.setdefault(what, Counter())[direction] += number
 
     def rows(self) -> list[tuple[str, ...]]:

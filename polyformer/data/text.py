@@ -71,9 +71,10 @@ def sentences(text: str) -> list[str]:
     return [sentence.strip() for sentence in _SENTENCE_END.split(text) if sentence.strip()] or [text]
 
 
-def has_letters(text: str) -> bool:
-    """Tell whether there is a letter in the text, of any script."""
-    return _RUN.search(text) is not None
+def letter_share(text: str) -> float:
+    """Return which share of the characters that are no spaces are letters of any script, from 0 to 1."""
+    letters = sum(map(len, _RUN.findall(text)))
+    return letters / max(len(text) - text.count(" "), 1)
 
 
 def script_share(text: str, language: str) -> float:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 FIRST_CHOICE = "DejaVu Sans"
 """Comes with matplotlib, and has the letters of most alphabets, but no Chinese, Japanese or Korean."""
 
+LONGEST = 24
+"""Characters of a token that are shown."""
+
 NOT_FOR_TEXT = ("Last Resort", "STIX", "cm", "DejaVu Sans Display", "DejaVu Serif Display")
 """Beginnings of the names of fonts that come with matplotlib too, but draw boxes or formulas."""
 
@@ -28,6 +31,7 @@ class Lettering:
 
     def label(self, text: str) -> str:
         """Return `text` as it can be drawn: what no font has, and what can't be seen, as its code point."""
+        text = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
         return "".join(f"‹{ord(c):X}›" if c in self.missing or not _visible(c) else c for c in text)
 
 

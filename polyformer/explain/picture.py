@@ -13,7 +13,7 @@ from torch import Tensor
 
 from polyformer.errors import DataError, RunError, SpecError
 from polyformer.explain.attention import Explained, Kind, explain_attention
-from polyformer.explain.labels import Lettering, breadth, find_lettering
+from polyformer.explain.labels import FIRST_CHOICE, Lettering, breadth, find_lettering
 from polyformer.generate import Search, Translation, translate
 from polyformer.parts.model import TransformerPart
 from polyformer.spec import Record
@@ -205,4 +205,12 @@ def _label(axes: Axes, panel: Panel, lettering: Lettering, room: float) -> None:
     for head, start in enumerate(starts[1], 1):
         style = {"ha": "center", "fontsize": 8}
         write(f"head {head}", (start + (columns - 1) / 2, 1), (0, room + 0.07), axes.get_xaxis_transform(), **style)
-    write(TITLES[panel.kind], (0, 1), (0, room + 0.28), axes.transAxes, fontsize=9.5, fontweight="bold")
+    write(
+        TITLES[panel.kind],
+        (0, 1),
+        (0, room + 0.28),
+        axes.transAxes,
+        fontsize=9.5,
+        fontweight="bold",
+        family=FIRST_CHOICE,
+    )

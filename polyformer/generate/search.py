@@ -57,7 +57,8 @@ def search(
     Returns:
         For each sentence at most `settings.nbest` distinct hypotheses, best first.
     Raises:
-        SpecError: a model without encoder, decoder or head; a source longer than its positions.
+        SpecError: a model without encoder, decoder or head; a source longer than its positions; a special or
+            forbidden token that is not in its vocabulary.
         RunError: the model gives scores that are no numbers.
     """
     head = model.head
@@ -66,6 +67,10 @@ def search(
     barred = sorted({tokens.bos, tokens.pad, *settings.forbidden} - {tokens.eos})
     with evaluating(model):
         memory = model.encode(input_ids, attention_mask)
+        vocabulary = head(memory.hidden[0, :0], None).shape[-1]
+        for token in (*barred, tokens.eos):
+            if not 0 <= token < vocabulary:
+                raise SpecError(f"there is no token {token} in a vocabulary of {vocabulary:,}")
         beams = Beams(settings, tokens, _limits(model, input_ids, attention_mask, settings), input_ids.device)
         forbidden = torch.tensor(barred, device=input_ids.device)
         cache = StaticCache(room=int(beams.limits.max()))

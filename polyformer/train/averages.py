@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ def weights_of(model: nn.Module) -> Weights:
     return {**dict(model.named_parameters()), **buffers}
 
 
-class Average(Record):
+class Average(Record, abstract=True):
     """Which average of the weights is evaluated and kept in the end."""
 
     def start(self) -> Running:
@@ -87,7 +86,8 @@ class RunningEma(Running):
         if not self.held:
             self.held = {name: tensor.clone() for name, tensor in now.items()}
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(list(self.held.values()), [t.detach() for t in now.values()], 1 - decay)
+        held, new = [self.held[name] for name in now], [tensor.detach() for tensor in now.values()]
+        torch._foreach_lerp_(held, new, 1 - decay)
         self.steps += 1
 
     def weights(self) -> Weights | None:

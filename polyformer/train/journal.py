@@ -70,10 +70,10 @@ class TensorBoard:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError:
             raise RunError("TensorBoard is not installed; pip install 'polyformer[tensorboard]'") from None
-        self.writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self.writer = SummaryWriter(str(folder))
 
     def hear(self, row: Row) -> None:
         for name, value in row.items():
             if name != "step" and isinstance(value, (int, float)):
-                self.writer.add_scalar(name, value, row["step"])  # type: ignore[no-untyped-call]
-        self.writer.flush()  # type: ignore[no-untyped-call]
+                self.writer.add_scalar(name, value, row["step"])
+        self.writer.flush()

@@ -171,7 +171,9 @@ def evaluate(training: Training, recipe: TrainRecipe, company: Company) -> float
                 training.best = {n: t.detach().clone() for n, t in weights_of(training.model).items()}
         else:
             state.worse += 1
-    company.journal.write({"step": state.steps, "validation_loss": loss, "validation_perplexity": math.exp(min(loss, 50))})
+    company.journal.write(
+        {"step": state.steps, "validation_loss": loss, "validation_perplexity": math.exp(min(loss, 50))}
+    )
     return loss
 
 

@@ -67,7 +67,7 @@ def sequence_loss(head: Part, hidden: Tensor, labels: Tensor, smoothing: float =
     size = max(1, CHUNK_BYTES // (4 * 32768))
     pieces = [
         checkpoint(_plain_loss, head, r, f, smoothing, use_reentrant=False)
-        for r, f in zip(rows.split(size), flat.split(size), strict=True)
+        for r, f in zip(torch.split(rows, size), torch.split(flat, size), strict=True)
     ]
     objective = torch.stack([p[0] for p in pieces]).sum()
     return Loss(objective, torch.stack([p[1] for p in pieces]).sum().detach(), tokens)
@@ -88,7 +88,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, smoothing: float
     ) -> tuple[Tensor, Tensor]:
         device = rows.device.type
@@ -121,7 +121,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return objective.to(room.dtype), likelihood
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor, _: Any) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, scale: Tensor, _: Any) -> tuple[Any, ...]:
         found = ctx.gradients
         bias = None if found.bias is None else found.bias * scale
         return found.rows.to(ctx.kind) * scale, found.weight * scale, bias, None, None

@@ -69,6 +69,14 @@ class Recipe(Record):
     train: TrainRecipe = TrainRecipe()
     report: ReportRecipe = ReportRecipe()
 
+    def check(self) -> None:
+        length, longest = self.model.positions.length, self.batch.longest
+        self.require(
+            length is None or length >= longest,
+            f"batch.longest allows sequences of {longest} tokens, but the model has {length} positions; "
+            "lower the one or raise model.positions.length",
+        )
+
 
 def read_recipe(path: Path, settings: list[str] | None = None) -> Recipe:
     """Read a recipe and change it by `key=value` settings, such as `train.budget.count=2`.

@@ -59,7 +59,9 @@ def _summary(recipe: Recipe, rows: list[Row], model: TransformerPart) -> str:
 def _scores(scores: Evaluation) -> str:
     table = ["| direction | pairs | BLEU | chrF | loss | perplexity |", "|---|---|---|---|---|---|"]
     for one in scores.directions:
-        numbers = f"{one.bleu.value:.1f} | {one.chrf.value:.1f} | {one.held_out.loss:.3f} | {one.held_out.perplexity:.2f}"
+        numbers = (
+            f"{one.bleu.value:.1f} | {one.chrf.value:.1f} | {one.held_out.loss:.3f} | {one.held_out.perplexity:.2f}"
+        )
         table.append(f"| {one.name} | {len(one.pairs):,} | {numbers} |")
     signatures = {signature for one in scores.directions for signature in (one.bleu.signature, one.chrf.signature)}
     signed = "\n".join(f"- `{signature}`" for signature in sorted(signatures))

@@ -9,6 +9,8 @@ at the very end.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,9 +30,10 @@ from polyformer.train.recipe import Recipe
 from polyformer.train.report import write_report
 from polyformer.weights.assemble import disassemble
 from polyformer.weights.files import write_tensors
-from polyformer.weights.folders import recover, staged_folder, write_manifest
+from polyformer.weights.folders import recover, staged_folder, unsaved, write_manifest
 
 SPLITS = ("train", "validation", "test")
+PASSING = ("checkpoints", "tensorboard")  # not what a finished run consists of
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,7 @@ def train(
         RunError, DataError, SpecError, WeightsError: each with one sentence.
     """
     recover(out)
-    if resume:
-        recipe = _recipe_of(out, recipe)
-    else:
-        recipe = create(recipe, out, force)
+    recipe = reopen(recipe, out) if resume else create(recipe, out, force)
     if recipe.train.tensorboard:
         listeners = (*listeners, TensorBoard(out / "tensorboard"))
     keep_freed_memory()
@@ -128,13 +128,26 @@ def _finish(recipe: Recipe, out: Path, training: Training, tokenizer: PairTokeni
         rows = read_metrics(out / "metrics.jsonl")
         draw_figures(rows, out / "figures")
         scores = evaluate(model, tokenizer, test[: recipe.report.pairs], recipe.report.search)
-    (out / "scores.json").write_text(json.dumps(scores.to_data(), indent=1, ensure_ascii=False), encoding="utf-8")
-    write_report(out, recipe, rows, scores, model)
-    write_manifest(out, leave_out=("checkpoints", "tensorboard"))
+    with _saving(out):
+        (out / "scores.json").write_text(json.dumps(scores.to_data(), indent=1, ensure_ascii=False), encoding="utf-8")
+        write_report(out, recipe, rows, scores, model)
+        write_manifest(out, PASSING)
 
 
-def _recipe_of(out: Path, asked: Recipe) -> Recipe:
-    """Return the recipe that the run in `out` was made from, with the budget now asked for."""
+@contextmanager
+def _saving(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise unsaved(out, error) from error
+
+
+def reopen(asked: Recipe, out: Path) -> Recipe:
+    """Return the recipe of the run in `out`, with the budget now asked for, and make the folder ready to go on.
+
+    Raises:
+        RunError: there is no run in `out`, or it was started with another recipe; names the first difference.
+    """
     try:
         text = (out / "recipe.toml").read_text(encoding="utf-8")
     except OSError:
@@ -147,8 +160,17 @@ def _recipe_of(out: Path, asked: Recipe) -> Recipe:
         train=asked.train.replace(precision=precise, budget=own.train.budget),
     )
     if settled != own:
-        raise RunError(f"{out} was started with another recipe ({_difference(own, settled)}); only the budget may change")
-    return own.replace(train=own.train.replace(budget=asked.train.budget))
+        raise RunError(
+            f"{out} was started with another recipe ({_difference(own, settled)}); only the budget may change"
+        )
+    recipe = own.replace(train=own.train.replace(budget=asked.train.budget))
+    with _saving(out):
+        if recipe != own:
+            beside = out / ".recipe.toml"
+            beside.write_text(recipe.to_toml(), encoding="utf-8")
+            beside.replace(out / "recipe.toml")
+        write_manifest(out, (*PASSING, "metrics.jsonl"))  # a finished run's metrics are about to grow
+    return recipe
 
 
 def _difference(one: Record, other: Record, path: str = "") -> str:

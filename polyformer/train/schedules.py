@@ -17,7 +17,7 @@ class Spent:
     seconds: float = 0.0
 
 
-class Budget(Record):
+class Budget(Record, abstract=True):
     """When a run ends."""
 
     def share(self, spent: Spent) -> float:
@@ -61,7 +61,7 @@ class Minutes(Budget):
         return spent.seconds / 60 / self.count
 
 
-class Schedule(Record):
+class Schedule(Record, abstract=True):
     """The learning rate: a linear warm-up to `peak` over `warmup` steps, and what the kind does afterwards."""
 
     peak: float = 1e-3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -122,15 +121,6 @@ def wheel(path: Path, members: Mapping[str, bytes | str]) -> Path:
         for name, content in members.items():
             archive.writestr(name, content)
     return path
-
-
-def zipped(members: Mapping[str, bytes | str]) -> bytes:
-    """The bytes of a zip archive."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
 
 
 def lines(path: Path, texts: Sequence[str]) -> Path:

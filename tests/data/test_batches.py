@@ -130,7 +130,7 @@ def test_padding_is_little_for_natural_lengths() -> None:
     source = np.clip(chance.gamma(2, 8, 20_000), 1, 120).astype(int)
     target = np.clip(source * chance.normal(1.1, 0.2, 20_000), 1, 128).astype(int)
     data = encoded(list(zip(source.tolist(), target.tolist(), strict=True)))
-    batches = Batches(data, BatchRecipe(4096))
+    batches = Batches(data, BatchRecipe(2048))
     assert 0 < batches.padding < 0.05
     real = sum(int(batch.attention_mask.sum()) + batch.target_tokens for batch in batches.in_order())
     given_tokens = sum(batch.input_ids.numel() + batch.labels.numel() for batch in batches.in_order())

@@ -68,6 +68,17 @@ def test_an_interrupted_download_leaves_nothing(cache: Path, monkeypatch: pytest
     assert list((cache / "wheels").iterdir()) == []
 
 
+def test_of_two_processes_that_fetch_the_same_the_first_wins(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def both(command: list[str], folder: Path, *_: str) -> None:
+        (folder / "ours.whl").write_bytes(b"x")
+        (cache / "wheels" / "app-1.0").mkdir()
+        (cache / "wheels" / "app-1.0" / "theirs.whl").write_bytes(b"x")
+
+    monkeypatch.setattr(fetch, "_run", both)
+    assert fetch.wheel("app==1.0").name == "theirs.whl"
+    assert [path.name for path in (cache / "wheels").iterdir()] == ["app-1.0"]
+
+
 def test_a_debian_package_is_unpacked_once(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(

@@ -9,7 +9,7 @@ import pytest
 from polyformer.data import MarianTokenizer
 from polyformer.errors import DataError
 
-from .makers import english_german
+from .makers import babble
 
 TEXTS = ["Open the file", "  Delete the   menu and unknown ☃ words", "Copy", "", "the </s> and <pad> typed"]
 
@@ -19,11 +19,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as Marian checkpoints have, with models trained here."""
     sentencepiece = pytest.importorskip("sentencepiece")
     place = tmp_path_factory.mktemp("marian")
-    sides = {"source": [pair.source for pair in english_german()], "target": [pair.target for pair in english_german()]}
+    sides = {
+        "source": [pair.source for pair in babble(300)],
+        "target": [pair.target + " Öffne Datei und Menü" for pair in babble(300)],
+    }
     pieces: dict[str, None] = {"</s>": None, "<unk>": None}
     for side, texts in sides.items():
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts), model_prefix=str(place / side), vocab_size=80, minloglevel=2
+            sentence_iterator=iter(texts), model_prefix=str(place / side), vocab_size=120, minloglevel=2
         )
         (place / f"{side}.model").rename(place / f"{side}.spm")
         model = sentencepiece.SentencePieceProcessor(model_file=str(place / f"{side}.spm"))
@@ -34,6 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
 def test_it_gives_the_ids_and_texts_of_transformers(folder: Path) -> None:
     transformers = pytest.importorskip("transformers")
     reference = transformers.MarianTokenizer.from_pretrained(str(folder))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyformer.data import Corpus, DataRecipe, Filters, Pair, Splits, Tsv, prepare
+from polyformer.data import Corpus, DataRecipe, Filters, Pair, Tsv, prepare
 from polyformer.data.recipe import FAULTS, READ, SPLIT, SPLITS
 from polyformer.data.split import Shares, split
 from polyformer.data.text import fold
@@ -37,7 +37,7 @@ def test_what_is_dropped_is_counted_with_its_reason(tmp_path: Path) -> None:
     counted = {what: counts["en-de"] for what, counts in result.report.counts.items()}
     assert counted["read"] == len(pairs)
     assert {what: counted.get(what, 0) for what in FAULTS} == {
-        "one side empty": 3, "source equals target": 1, "no letters": 1, "too short": 0, "too long": 1,
+        "one side empty": 3, "source equals target": 1, "few letters": 1, "too short": 0, "too long": 1,
         "lengths too different": 1, "not in its language's script": 1, "duplicate": 1,
     }  # fmt: skip
     kept = [*result.train, *result.validation, *result.test]
@@ -197,6 +197,14 @@ def test_a_recipe_that_cannot_be_is_refused(changes: dict[str, object], message:
         DataRecipe((Scripted(),)).replace(**changes)
 
 
+def test_formulas_can_be_left_out(tmp_path: Path) -> None:
+    formula = Pair("=FACT(3) returns 6", "=FAKULTÄT(3) ergibt 6", "en", "de")
+    corpus = tsv(tmp_path / "a.tsv", [*english_german(), formula, Pair("=COS(1;2;3)", "=KOS(1;2;3)", "en", "de")])
+    for share, dropped in ((0.0, 0), (0.6, 1), (0.8, 2)):
+        report = prepare(DataRecipe((corpus,), filters=Filters(letter_share=share))).report
+        assert sum(report.counts.get("few letters", {}).values()) == dropped
+
+
 def test_filters_that_cannot_be_are_refused() -> None:
     for wrong in (
         {"minimum_words": 0},
@@ -215,4 +223,3 @@ def test_a_recipe_is_a_file() -> None:
     assert DataRecipe.from_toml(recipe.to_toml()) == recipe
     with pytest.raises(SpecError, match=r"unknown key 'langages' \(did you mean 'languages'\?\)"):
         DataRecipe.from_data({"corpora": [{"type": "Tsv", "path": "a", "langages": ["en", "de"]}]})
-    assert isinstance(Splits([], [], [], prepare.__globals__["Report"](("en-de",))), Splits)

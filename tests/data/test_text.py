@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyformer.data.text import count_words, fold, normalise, script_share, sentences
+from polyformer.data.text import count_words, fold, letter_share, normalise, script_share, sentences
 
 ANY = st.text(st.characters() | st.sampled_from("\t\n\r \u00a0\u2028\u200b\ufeff\ud800\u0301\u0308"))
 
@@ -57,6 +57,12 @@ def test_words_are_counted_in_chinese_too() -> None:
 )
 def test_the_share_of_words_in_the_languages_script(text: str, language: str, low: float, high: float) -> None:
     assert low <= script_share(text, language) <= high
+
+
+def test_the_share_of_letters() -> None:
+    assert letter_share("1 + 1 = 2") == 0
+    assert letter_share("") == 0
+    assert letter_share("Ö 文 (x)") == 3 / 5
 
 
 def test_paragraphs_are_split_after_sentences() -> None:

@@ -7,8 +7,21 @@ from pathlib import Path
 
 from polyformer.train.recipe import Recipe
 
-NOUNS = "house tree river mountain window garden letter bridge flower table candle forest".split()
-VERBS = "sees finds takes keeps paints leaves".split()
+NOUNS = [
+    "house",
+    "tree",
+    "river",
+    "mountain",
+    "window",
+    "garden",
+    "letter",
+    "bridge",
+    "flower",
+    "table",
+    "candle",
+    "forest",
+]
+VERBS = ["sees", "finds", "takes", "keeps", "paints", "leaves"]
 
 
 def foreign(word: str) -> str:
