@@ -58,6 +58,26 @@ def imports(tree: ast.AST, inside: bool = True) -> Iterator[tuple[str, int]]:
             yield from imports(node, inside)
 
 
+def test_the_reader_sees_what_runs() -> None:
+    source = """
+import typing, torch.nn
+from polyformer.parts import model
+if TYPE_CHECKING:
+    import rich
+try:
+    import polib
+except ImportError:
+    pass
+class A:
+    import tomli_w
+    def late(self):
+        from matplotlib import pyplot
+"""
+    outside = ["typing", "torch.nn", "polyformer.parts.model", "polib", "tomli_w"]
+    assert [name for name, _ in imports(ast.parse(source), inside=False)] == outside
+    assert [name for name, _ in imports(ast.parse(source))] == [*outside, "matplotlib.pyplot"]
+
+
 def test_every_room_has_a_floor() -> None:
     assert {room_of(file) for file in FILES} <= FLOOR.keys()
 

@@ -185,7 +185,8 @@ class Batches:
         if self._order is None:
             self._order = self._shuffled()
         rows, order = self._order
-        batch = self._collate(rows, int(order[self.index]))
+        number = int(order[self.index])
+        batch = self.collate(rows[self._cuts[number] : self._cuts[number + 1]])
         self.index += 1
         if self.index == len(self):
             self.epoch, self.index, self._order = self.epoch + 1, 0, None
@@ -194,7 +195,7 @@ class Batches:
     def in_order(self) -> Iterator[Batch]:
         """Yield each pair once, from short to long, wherever the endless iteration stands; for evaluation."""
         for number in range(len(self)):
-            yield self._collate(self._sorted, number)
+            yield self.collate(self._sorted[self._cuts[number] : self._cuts[number + 1]])
 
     def state(self) -> dict[str, Any]:
         """Return where the iteration stands, as JSON can hold it."""
@@ -226,9 +227,9 @@ class Batches:
         mixed = random.permutation(len(self.data))
         return mixed[_by_length(self.data, mixed)], random.permutation(len(self))
 
-    def _collate(self, rows: Ints, number: int) -> Batch:
+    def collate(self, chosen: Ints) -> Batch:
+        """Put these pairs into a batch, each side padded to its longest."""
         data = self.data
-        chosen = rows[self._cuts[number] : self._cuts[number + 1]]
         source, source_real = data.source.padded(chosen, data.pad_id)
         labels, target_real = data.target.padded(chosen, IGNORED)
         inputs = np.full_like(labels, data.pad_id)

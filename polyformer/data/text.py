@@ -7,7 +7,7 @@ import unicodedata
 
 # Control characters that are no white space; soft hyphen, zero-width space, byte order mark; lone surrogates.
 _UNWANTED = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u200b\ufeff\ud800-\udfff]")
-PLACEHOLDER = re.compile(r"%\(\w+\)[a-zA-Z]|%\d*\$?[sdifgxcru]\b|\$?\{[\w.!:]*\}|\$\w+")
+PLACEHOLDER = re.compile(r"%\(\w+\)[a-zA-Z]|%\d*\$?[sdifgxcru]\b|%\d|\$?\{[\w.!:]*\}|\$\w+")
 _NO_WORD = re.compile(r"[\W\d_]+")
 
 _HAN = "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"

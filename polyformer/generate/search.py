@@ -17,6 +17,9 @@ from polyformer.parts.model import TransformerPart
 from polyformer.parts.positions import Position
 from polyformer.spec import Record, walk
 
+FIRST_ROOM = 32
+"""Tokens that a cache has room for at first; few answers come near their limit."""
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
@@ -73,8 +76,10 @@ def search(
                 raise SpecError(f"there is no token {token} in a vocabulary of {vocabulary:,}")
         beams = Beams(settings, tokens, _limits(model, input_ids, attention_mask, settings), input_ids.device)
         forbidden = torch.tensor(barred, device=input_ids.device)
-        cache = StaticCache(room=int(beams.limits.max()))
+        cache = StaticCache(room=min(FIRST_ROOM, int(beams.limits.max())))
         while len(beams.sentences):
+            if cache.length == cache.room:
+                cache.enlarge(min(2 * cache.room, int(beams.limits.max())))
             hidden = model.decode(beams.last, None, memory, cache)
             step = beams.advance(best_tokens(head, hidden[:, -1], beams.candidates, forbidden))
             if step.sentences is not None:

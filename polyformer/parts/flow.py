@@ -99,6 +99,13 @@ class _Buffer:
         rows[start:end] = new_BGSE.permute(2, 0, 1, 3)
         return rows[:end].permute(1, 2, 0, 3)
 
+    def enlarge(self, room: int, length: int) -> None:
+        """Make room for more tokens; the first `length` are kept."""
+        held = self.rows[:length]
+        self.shape = (room, *self.shape[1:])
+        self.pieces = [held.new_empty(math.prod(self.shape))]
+        self.rows[:length] = held
+
     def reorder(self, rows: Tensor, length: int) -> None:
         """Keep these rows of the first `length` tokens."""
         room, batch, groups, width = self.shape
@@ -134,6 +141,13 @@ class StaticCache(GrowingCache):
             self._buffers[slot] = (_Buffer(key_BGSE, self.room), _Buffer(value_BGSE, self.room))
         keys, values = self._buffers[slot]
         return keys.write(self.length, key_BGSE), values.write(self.length, value_BGSE)
+
+    def enlarge(self, room: int) -> None:
+        """Make room for more tokens, at the cost of one copy."""
+        for buffers in self._buffers.values():
+            for buffer in buffers:
+                buffer.enlarge(room, self.length)
+        self.room = room
 
     def reorder(self, rows: Tensor) -> None:
         for buffers in self._buffers.values():

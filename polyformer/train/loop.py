@@ -62,7 +62,7 @@ def run(training: Training, recipe: TrainRecipe, company: Company) -> Ending:
                 if recipe.patience and training.state.worse >= recipe.patience:
                     ending = "early"
             due = now - saved > recipe.checkpoint_minutes * 60
-            if asked or due or ending == "early":
+            if asked or due:
                 _save(training, company)
                 saved = time.monotonic()
             training.state.seconds += time.monotonic() - clock
@@ -70,7 +70,9 @@ def run(training: Training, recipe: TrainRecipe, company: Company) -> Ending:
             if asked:
                 return "interrupted"
             if ending == "early":
-                return ending
+                break
+    if training.state.window[2]:
+        _log(training, recipe, company.journal)
     _save(training, company)
     return ending
 

@@ -118,9 +118,10 @@ def test_placeholders_are_kept_or_dropped(tmp_path: Path) -> None:
         "Hi {name}": "Hallo {name}",
         "100% sure": "100% sicher",
         "%(n)s of it": "%(n)s",
+        "Drop %1": "%1 weg",
     }
     locale(tmp_path, "de", messages)
-    assert len(list(Gettext(paths=(str(tmp_path),)).pairs(("en-de",)))) == 4
+    assert len(list(Gettext(paths=(str(tmp_path),)).pairs(("en-de",)))) == 5
     kept = Gettext(paths=(str(tmp_path),), placeholders="drop").pairs(("en-de",))
     assert texts(kept) == [("100% sure", "100% sicher")]
 
