@@ -182,7 +182,7 @@ def ctranslate2(folder: Path, sizes: Sizes, kind: str, threads: int) -> Contende
     class Names:
         """What the converter asks of a tokenizer: a name for each token."""
 
-        eos_token, unk_token, special_tokens_map = "</s>", "<unk>", {}  # noqa: RUF012
+        eos_token, unk_token, special_tokens_map = "</s>", "<unk>", {}
 
         def get_vocab(self) -> dict[str, int]:
             return {name_of(i): i for i in range(sizes.vocabulary)}

@@ -80,9 +80,9 @@ class TestHelp:
         assert {command.callback.__name__ for command in app.registered_commands} == set(VERBS)
 
     def test_it_answers_at_once(self) -> None:
-        """Best of three, as the machine may be busy; 0.7 s is what is promised."""
-        times = []
-        for _ in range(3):
+        """In less than 0.7 s, as is promised; five tries, as the machine may be busy."""
+        times: list[float] = []
+        while len(times) < 5 and not any(seconds < 0.7 for seconds in times):
             started = time.perf_counter()
             assert shell("--help").returncode == 0
             times.append(time.perf_counter() - started)
@@ -357,12 +357,16 @@ class TestFailures:
         assert "Traceback" in done.stderr
         assert "RunError" in done.stderr
 
-    def test_a_closed_pipe(self, run: Path) -> None:
-        line = f"yes 'one two' | head -200 | {sys.executable} -m polyformer translate {run} --beam 1 --json | head -1"
-        done = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], capture_output=True, text=True, timeout=60)
-        assert done.returncode == 1
-        assert json.loads(done.stdout)["source"] == "one two"
-        assert done.stderr == "polyformer: nobody reads the output any more\n"
+    def test_a_closed_pipe(self, run: Path, tmp_path: Path) -> None:
+        file = tmp_path / "blank.txt"
+        file.write_text("\n" * 20_000, encoding="utf-8")
+        command = [sys.executable, "-m", "polyformer", "translate", str(run), "--json"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with file.open() as lines, subprocess.Popen(command, stdin=lines, text=True, **pipes) as process:
+            assert json.loads(process.stdout.readline())["source"] == ""
+            process.stdout.close()
+            assert process.stderr.read() == "polyformer: nobody reads the output any more\n"
+        assert process.returncode == 1
 
     def test_an_interrupt(self, run: Path) -> None:
         command = [sys.executable, "-m", "polyformer", "translate", str(run)]

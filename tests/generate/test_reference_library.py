@@ -9,39 +9,22 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.translation import Sizes, copying_marian
 from polyformer.generate import Hopeful, Hypothesis, Limit, Power, Safe, Search, SpecialTokens, search
 from polyformer.loaded import load
 from polyformer.parts.model import TransformerPart
 
 transformers = pytest.importorskip("transformers")
 
-VOCABULARY, PAD = 60, 59
+SIZES = Sizes(width=32, layers=2, hidden=64, heads=4, vocabulary=60, spread=0.25)
+PAD = SIZES.pad
 MARIAN = SpecialTokens(bos=PAD, eos=0, pad=PAD)
 
 
-@pytest.fixture(scope="module", params=[6, 7])
+@pytest.fixture(scope="module", params=[0, 1])
 def both(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, TransformerPart]:
-    """A random Marian model there and here; it ends sometimes early, sometimes late, sometimes not at all."""
-    torch.manual_seed(request.param)
-    config = transformers.MarianConfig(
-        vocab_size=VOCABULARY,
-        d_model=32,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_ffn_dim=48,
-        decoder_ffn_dim=48,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        max_position_embeddings=64,
-        pad_token_id=PAD,
-        decoder_start_token_id=PAD,
-        scale_embedding=True,
-        init_std=0.3,
-    )
-    theirs = transformers.MarianMTModel(config).eval()
-    with torch.no_grad():
-        theirs.final_logits_bias[0, 0] = 2.0
-        theirs.model.decoder.layers[-1].encoder_attn.out_proj.weight.mul_(3)  # so that the source matters
+    """A small Marian model there and here, which copies its source after a fashion."""
+    theirs = copying_marian(SIZES, seed=request.param)
     folder: Path = tmp_path_factory.mktemp("marian")
     theirs.save_pretrained(folder)
     return theirs, load(folder).model

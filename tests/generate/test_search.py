@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -189,6 +190,14 @@ def test_a_hypothesis_that_does_not_end_is_cut_or_ended() -> None:
 def test_the_decoders_positions_limit_the_output() -> None:
     model = tiny(seed=2, ending=-50.0, positions=6)
     assert len(found(model, [5], Search(limit=Limit(100)))[0][0].ids) == 6
+
+
+def test_long_outputs_outgrow_the_first_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, settings = tiny(seed=2, ending=-1.0), Search(limit=Limit(90), penalty=Power(1.0))
+    expected = found(model, [5, 3], settings)
+    assert max(len(one[0].ids) for one in expected) > 64
+    monkeypatch.setattr(sys.modules[search.__module__], "FIRST_ROOM", 90)
+    assert found(model, [5, 3], settings) == expected
 
 
 def test_equally_good_tokens_are_taken_by_their_ids() -> None:
