@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int)
     parser.add_argument("--sentences", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch", type=int, nargs="+", default=[16, 32, 64])
+    parser.add_argument("--batch", type=int, nargs="+", default=[16, 32, 96])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--bf16", action="store_true", help="also ours in bfloat16")
     parser.add_argument("--json", type=Path, metavar="FILE")

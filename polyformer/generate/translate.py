@@ -16,7 +16,7 @@ from polyformer.parts.model import TransformerPart
 if TYPE_CHECKING:
     from polyformer.data.tokenizer import TextPairTokenizer
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 8192
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ of the encoder's output.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -79,18 +79,18 @@ class GrowingCache:
 class _Buffer:
     """What a slot holds of one kind (keys or values), laid out [room, B, G, E].
 
-    In that order all that is held so far is one piece of memory, so that reordering the batch is one copy into a
-    second piece, which then changes places with the first. Both are kept when the batch shrinks.
+    In that order all that is held so far is one piece of memory, so that reordering the batch is one copy into
+    another piece.
     """
 
     def __init__(self, like_BGSE: Tensor, room: int) -> None:
         batch, groups, _, width = like_BGSE.shape
         self.shape = (room, batch, groups, width)
-        self.pieces = [like_BGSE.new_empty(math.prod(self.shape))]
+        self.piece = like_BGSE.new_empty(math.prod(self.shape))
 
     @property
     def rows(self) -> Tensor:
-        return self.pieces[0][: math.prod(self.shape)].view(self.shape)
+        return self.piece[: math.prod(self.shape)].view(self.shape)
 
     def write(self, start: int, new_BGSE: Tensor) -> Tensor:
         """Put new tokens behind the first `start` and return all: [B, G, K, E]."""
@@ -103,28 +103,25 @@ class _Buffer:
         """Make room for more tokens; the first `length` are kept."""
         held = self.rows[:length]
         self.shape = (room, *self.shape[1:])
-        self.pieces = [held.new_empty(math.prod(self.shape))]
+        self.piece = held.new_empty(math.prod(self.shape))
         self.rows[:length] = held
 
-    def reorder(self, rows: Tensor, length: int) -> None:
-        """Keep these rows of the first `length` tokens."""
-        room, batch, groups, width = self.shape
-        if len(rows) == batch and torch.equal(rows, torch.arange(batch, device=rows.device)):
-            return
+    def reorder(self, rows: Tensor, length: int, spare: Tensor | None) -> Tensor:
+        """Copy these rows of the first `length` tokens into `spare`, if it is large enough; return the old piece."""
         held = self.rows[:length]
-        self.shape = (room, len(rows), groups, width)
+        self.shape = (self.shape[0], len(rows), *self.shape[2:])
         wanted = math.prod(self.shape)
-        if len(self.pieces) == 1 or self.pieces[1].numel() < wanted:
-            self.pieces[1:] = [held.new_empty(wanted)]
-        self.pieces.reverse()
+        old, fits = self.piece, spare is not None and spare.numel() >= wanted
+        self.piece = spare if spare is not None and fits else held.new_empty(wanted)
         torch.index_select(held, 1, rows, out=self.rows[:length])
+        return old
 
 
 @dataclass
 class StaticCache(GrowingCache):
     """A cache of fixed room: buffers for `room` tokens are made once and written in place.
 
-    No gradient goes through them; where a prefix is trained, use a `GrowingCache`.
+    Reordering the batch copies each buffer into a spare one, which it then changes places with.
 
     Raises:
         SpecError: more tokens than `room`.
@@ -132,6 +129,7 @@ class StaticCache(GrowingCache):
 
     room: int = 0
     _buffers: dict[str, tuple[_Buffer, _Buffer]] = field(default_factory=dict)
+    _spare: Tensor | None = None
 
     def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor) -> Pair:
         end = self.length + key_BGSE.shape[2]
@@ -144,20 +142,23 @@ class StaticCache(GrowingCache):
 
     def enlarge(self, room: int) -> None:
         """Make room for more tokens, at the cost of one copy."""
-        for buffers in self._buffers.values():
-            for buffer in buffers:
-                buffer.enlarge(room, self.length)
-        self.room = room
+        self.room, self._spare = room, None
+        for buffer in self._all():
+            buffer.enlarge(room, self.length)
 
     def reorder(self, rows: Tensor) -> None:
-        for buffers in self._buffers.values():
-            for buffer in buffers:
-                buffer.reorder(rows, self.length)
+        for buffer in self._all():
+            batch = buffer.shape[1]
+            if len(rows) != batch or not torch.equal(rows, torch.arange(batch, device=rows.device)):
+                self._spare = buffer.reorder(rows, self.length, self._spare)
+
+    def _all(self) -> Iterator[_Buffer]:
+        return (buffer for pair in self._buffers.values() for buffer in pair)
 
     @property
     def bytes(self) -> int:
-        own = (piece.nbytes for buffers in self._buffers.values() for buffer in buffers for piece in buffer.pieces)
-        return sum(own) + super().bytes
+        spare = 0 if self._spare is None else self._spare.nbytes
+        return sum(buffer.piece.nbytes for buffer in self._all()) + spare + super().bytes
 
 
 @dataclass

@@ -153,9 +153,14 @@ def test_ema_follows_its_formula_and_forgets_its_start() -> None:
 def test_using_puts_the_own_weights_back_whatever_happens() -> None:
     model = torch.nn.Linear(2, 2)
     before = {name: t.detach().clone() for name, t in weights_of(model).items()}
-    with pytest.raises(ValueError, match="stop"), using(model, {"weight": torch.zeros(2, 2)}):
-        assert not model.weight.any()
-        raise ValueError("stop")
+
+    def fail() -> None:
+        with using(model, {"weight": torch.zeros(2, 2)}):
+            assert not model.weight.any()
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        fail()
     for name, tensor in weights_of(model).items():
         assert tensor.equal(before[name])
 

@@ -95,7 +95,7 @@ def test_killed_at_random_moments_and_resumed_is_the_undisturbed_run(toy: Recipe
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(long.to_toml())
     straight = start(tmp_path / "straight", recipe)
-    out, err = straight.communicate()
+    _, err = straight.communicate()
     assert straight.returncode == 0, err.decode()
 
     folder, draw, kills = tmp_path / "killed", random.Random(0), []
@@ -107,7 +107,7 @@ def test_killed_at_random_moments_and_resumed_is_the_undisturbed_run(toy: Recipe
             time.sleep(0.01)
         time.sleep(draw.uniform(0.0, 1.0))
         if process.poll() is not None:
-            out, err = process.communicate()
+            _out, err = process.communicate()
             assert process.returncode == 0, err.decode()
             break
         process.send_signal(signal.SIGKILL)
@@ -153,15 +153,15 @@ def test_resumed_from_every_checkpoint_left_is_the_undisturbed_run(
 def _train_until(recipe: Recipe, folder: Path, steps: int) -> None:
     """Train as `train` does, and stop as a kill would after so many steps."""
 
-    class Cut(Exception):
+    class CutError(Exception):
         pass
 
     class Stop:
         def hear(self, row: dict[str, Any]) -> None:
             if row["step"] >= steps:
-                raise Cut
+                raise CutError
 
-    with pytest.raises(Cut):
+    with pytest.raises(CutError):
         train(recipe, folder, resume=True, listeners=(Stop(),))
 
 
@@ -172,7 +172,7 @@ def test_a_finished_run_can_be_given_a_larger_budget(toy: Recipe, undisturbed: P
     train(longer, folder, resume=True)
     check_manifest(folder)
     assert metrics(folder)[-1]["step"] == 30
-    assert 'count = 30' in (folder / "recipe.toml").read_text()
+    assert "count = 30" in (folder / "recipe.toml").read_text()
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(toy: Recipe, undisturbed: Path, tmp_path: Path) -> None:
@@ -196,10 +196,10 @@ def test_if_no_checkpoint_is_whole_it_says_so(toy: Recipe, tmp_path: Path) -> No
 
 
 def test_a_run_is_not_overwritten_unasked(toy: Recipe, undisturbed: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="finished run.*--force"):
+    with pytest.raises(RunError, match=r"finished run.*--force"):
         train(toy, undisturbed)
     create(toy, tmp_path / "half")
-    with pytest.raises(RunError, match="unfinished run.*--resume"):
+    with pytest.raises(RunError, match=r"unfinished run.*--resume"):
         train(toy, tmp_path / "half")
     train(toy, tmp_path / "half", force=True)
     check_manifest(tmp_path / "half")
