@@ -6,7 +6,7 @@
 
 SHELL  := /bin/bash
 PYTHON ?= python3
-RECIPE ?= recipes/default.toml
+RECIPE ?= $(if $(shell command -v apt-get),recipes/libreoffice-en-de.toml,recipes/gettext-en-de.toml)
 OUT    ?= runs/default
 ARGS   ?=
 

@@ -38,7 +38,6 @@ from polyformer.parts.flow import start_flow
 from polyformer.parts.model import TransformerPart
 from polyformer.parts.positions import Sinusoidal
 from polyformer.train.loop import accumulate
-from polyformer.train.machine import keep_freed_memory
 from polyformer.train.optimisers import AdamW, clip_gradients
 from polyformer.train.recipe import TrainRecipe
 
@@ -233,7 +232,6 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="autocast for all")
     sizes = parser.parse_args()
     sizes.attention_dropout = sizes.hidden_dropout = sizes.dropout if sizes.everywhere else 0.0
-    keep_freed_memory()
     torch.manual_seed(0)
     data = sentences(4000, sizes.vocabulary)
     identical = Batches(data, BatchRecipe(tokens=sizes.tokens))

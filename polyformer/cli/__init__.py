@@ -95,7 +95,7 @@ def polyformer(
     """Train, use and look into Transformers. `polyformer VERB --help` shows an example of each."""
 
 
-@app.command(epilog="Example: polyformer train recipes/default.toml --set train.budget.count=10 --out runs/ten-minutes")
+@app.command(epilog="Example: polyformer train recipes/libreoffice-en-de.toml --set train.budget.count=10 --out runs/ten-minutes")
 def train(
     recipe: RecipeFile,
     settings: Settings = None,
@@ -224,7 +224,7 @@ def inspect(run: RunFolder, as_json: AsJson = False) -> None:
     console.print(f"\n{model.parameters:,} parameters, {4 * model.parameters / 1e6:,.1f} MB in single precision")
 
 
-@app.command(epilog="Example: polyformer recipe recipes/default.toml --set model.width=128")
+@app.command(epilog="Example: polyformer recipe recipes/libreoffice-en-de.toml --set model.width=128")
 def recipe(recipe: RecipeFile, settings: Settings = None) -> None:
     """Check a recipe and print it as it would be used, with its settings in place."""
     from polyformer.train.recipe import read_recipe

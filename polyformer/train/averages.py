@@ -69,7 +69,7 @@ class Running:
         raise NotImplementedError
 
     def restore(self, tensors: Weights) -> None:
-        """Put back what `tensors` returned."""
+        """Put back what `tensors` returned; it keeps these tensors as its own."""
         raise NotImplementedError
 
 
@@ -97,9 +97,8 @@ class RunningEma(Running):
         return {**self.held, "steps": torch.tensor(self.steps)} if self.held else {}
 
     def restore(self, tensors: Weights) -> None:
-        held = {name: tensor.clone() for name, tensor in tensors.items()}
-        self.steps = int(held.pop("steps", torch.tensor(0)))
-        self.held = held
+        self.held = dict(tensors)
+        self.steps = int(self.held.pop("steps", torch.tensor(0)))
 
 
 class RunningLast(Running):
@@ -125,5 +124,5 @@ class RunningLast(Running):
         states: dict[int, Weights] = {}
         for key, tensor in tensors.items():
             place, _, name = key.partition("/")
-            states.setdefault(int(place), {})[name] = tensor.clone()
+            states.setdefault(int(place), {})[name] = tensor
         self.states = [states[i] for i in sorted(states)]

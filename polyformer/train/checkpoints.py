@@ -84,7 +84,7 @@ def save_checkpoint(folder: Path, training: Training) -> Path:
     with staged_folder(target) as stage:
         write_tensors(stage / "model.safetensors", weights_of(training.model))
         write_tensors(stage / "optimiser.safetensors", optimiser_tensors(training.model, training.optimiser))
-        write_tensors(stage / "random.safetensors", {"cpu": torch.get_rng_state()})
+        write_tensors(stage / "random.safetensors", random_state())
         if training.average is not None:
             write_tensors(stage / "average.safetensors", training.average.tensors())
         if training.best:
@@ -94,6 +94,12 @@ def save_checkpoint(folder: Path, training: Training) -> Path:
     for old in _found(folder)[:-KEPT]:
         shutil.rmtree(old)
     return target
+
+
+def random_state() -> Weights:
+    """Return the state of PyTorch's random generators, from which all others here are seeded."""
+    state = {"cpu": torch.get_rng_state()}
+    return {**state, "cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else state
 
 
 def restore_checkpoint(folder: Path, training: Training) -> bool:
@@ -123,13 +129,21 @@ def _restore(path: Path, training: Training) -> None:
             tensor.copy_(held[name])
     restore_optimiser(training.model, training.optimiser, dict(read_tensors(path / "optimiser.safetensors")))
     if training.average is not None:
-        training.average.restore(dict(read_tensors(path / "average.safetensors")))
+        training.average.restore(_to_device(path / "average.safetensors", training))
     if (path / "best.safetensors").exists():
-        training.best = {name: tensor.clone() for name, tensor in read_tensors(path / "best.safetensors").items()}
+        training.best = _to_device(path / "best.safetensors", training)
     numbers: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
     training.state = State(**numbers["state"])
     training.batches.restore(numbers["batches"])
-    torch.set_rng_state(read_tensors(path / "random.safetensors")["cpu"].clone())
+    random = read_tensors(path / "random.safetensors")
+    torch.set_rng_state(random["cpu"].clone())
+    if "cuda" in random:
+        torch.cuda.set_rng_state(random["cuda"].clone())
+
+
+def _to_device(path: Path, training: Training) -> Weights:
+    device = next(training.model.parameters()).device
+    return {name: tensor.to(device, copy=True) for name, tensor in read_tensors(path).items()}
 
 
 def _found(folder: Path) -> list[Path]:

@@ -79,11 +79,12 @@ def run(training: Training, recipe: TrainRecipe, company: Company) -> Ending:
 
 def batch_loss(model: TransformerPart, batch: Batch, smoothing: float) -> Loss:
     """Teacher forcing: the loss of a batch of pairs, summed over its target tokens."""
-    memory = model.encode(batch.input_ids, batch.attention_mask)
-    hidden = model.decode(batch.decoder_input_ids, batch.decoder_attention_mask, memory)
     if model.head is None:
         raise RunError("a model without a language-modelling head can't be trained on pairs")
-    return sequence_loss(model.head, hidden, batch.labels, smoothing)
+    device = next(model.parameters()).device
+    memory = model.encode(batch.input_ids.to(device), batch.attention_mask.to(device))
+    target, real = batch.decoder_input_ids.to(device), batch.decoder_attention_mask.to(device)
+    return sequence_loss(model.head, model.decode(target, real, memory), batch.labels.to(device), smoothing)
 
 
 def accumulate(model: TransformerPart, batches: list[Batch], recipe: TrainRecipe) -> tuple[float, float, int]:
@@ -95,7 +96,7 @@ def accumulate(model: TransformerPart, batches: list[Batch], recipe: TrainRecipe
     tokens = sum(batch.target_tokens for batch in batches)
     sums = [0.0, 0.0]
     for batch in batches:
-        with precision(recipe, batch.input_ids.device):
+        with precision(recipe):
             loss = batch_loss(model, batch, recipe.smoothing)
         (loss.objective / tokens).backward()  # type: ignore[no-untyped-call]
         sums[0] += float(loss.objective.detach())
@@ -103,10 +104,10 @@ def accumulate(model: TransformerPart, batches: list[Batch], recipe: TrainRecipe
     return sums[0], sums[1], tokens
 
 
-def precision(recipe: TrainRecipe, device: torch.device) -> AbstractContextManager[Any]:
+def precision(recipe: TrainRecipe) -> AbstractContextManager[Any]:
     """Return the context in which forward passes run: autocast to bfloat16, or nothing."""
     if recipe.precision == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)
+        return torch.autocast("cuda" if recipe.device == "cuda" else "cpu", torch.bfloat16)
     return nullcontext()
 
 
@@ -165,7 +166,7 @@ def evaluate(training: Training, recipe: TrainRecipe, company: Company) -> float
     if training.average is not None:
         training.average.mark(training.model)
     with using(training.model, candidate(training)):
-        with precision(recipe, torch.device("cpu")):
+        with precision(recipe):
             loss = held_out_loss(training.model, company.validation.in_order()).loss
         if state.best is None or loss < state.best:
             state.best, state.worse = loss, 0

@@ -48,7 +48,8 @@ def restore_optimiser(model: nn.Module, optimiser: torch.optim.Optimizer, tensor
     parameters = dict(model.named_parameters())
     for key, value in tensors.items():
         kind, _, name = key.partition("/")
-        optimiser.state[parameters[name]][kind] = value.clone()
+        parameter = parameters[name]
+        optimiser.state[parameter][kind] = value.to(parameter.device, copy=True)
 
 
 def clip_gradients(model: nn.Module, limit: float | None) -> float:

@@ -21,8 +21,8 @@ class TrainRecipe(Record):
 
     `evaluations` are spread evenly over the budget. `patience` is the number of evaluations without a better
     validation loss after which training stops and goes back to the best weights (0: never). `clip` limits the norm
-    of the gradient (0: no limit). `precision` "auto" measures which is faster on this machine; the resolved recipe
-    in the run folder says which it was.
+    of the gradient (0: no limit). `precision` "auto" measures which is faster on this machine, `device` "auto" takes a
+    GPU where there is one; the resolved recipe in the run folder says what they were.
     """
 
     budget: Budget = Minutes(4.0)
@@ -32,6 +32,7 @@ class TrainRecipe(Record):
     clip: float = 1.0
     accumulate: int = 1
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     average: Average | None = None
     evaluations: int = 10
     patience: int = 0

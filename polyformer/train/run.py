@@ -25,8 +25,8 @@ from polyformer.train.checkpoints import Training, restore_checkpoint
 from polyformer.train.figures import draw_figures
 from polyformer.train.journal import Journal, Listener, TensorBoard, read_metrics
 from polyformer.train.loop import Company, candidate, run, using
-from polyformer.train.machine import fastest_precision, keep_freed_memory
-from polyformer.train.recipe import Recipe
+from polyformer.train.machine import best_device, fastest_precision
+from polyformer.train.recipe import Recipe, TrainRecipe
 from polyformer.train.report import write_report
 from polyformer.weights.assemble import disassemble
 from polyformer.weights.files import write_tensors
@@ -61,7 +61,6 @@ def train(
     recipe = reopen(recipe, out) if resume else create(recipe, out, force)
     if recipe.train.tensorboard:
         listeners = (*listeners, TensorBoard(out / "tensorboard"))
-    keep_freed_memory()
     training, company, tokenizer, test = _open(recipe, out, listeners)
     try:
         ending = run(training, recipe.train, company)
@@ -83,9 +82,7 @@ def create(recipe: Recipe, out: Path, force: bool = False) -> Recipe:
     splits = prepare(recipe.data)
     tokenizer = PairTokenizer.train(splits.train, recipe.tokenizer)
     sizes = {"source_vocabulary": tokenizer.source_vocabulary, "target_vocabulary": tokenizer.target_vocabulary}
-    chosen = recipe.train.precision
-    precise = recipe.train.replace(precision=fastest_precision() if chosen == "auto" else chosen)
-    recipe = recipe.replace(model=recipe.model.replace(**sizes), train=precise)
+    recipe = recipe.replace(model=recipe.model.replace(**sizes), train=settle(recipe.train))
     with staged_folder(out, replace=force) as stage:
         (stage / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
         (stage / "spec.json").write_text(recipe.model.spec().to_json(), encoding="utf-8")
@@ -97,6 +94,15 @@ def create(recipe: Recipe, out: Path, force: bool = False) -> Recipe:
     return recipe
 
 
+def settle(recipe: TrainRecipe) -> TrainRecipe:
+    """Return the recipe with what was left to this machine decided."""
+    device = best_device() if recipe.device == "auto" else recipe.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RunError("train.device is 'cuda', but PyTorch finds no GPU here; leave it out, or set train.device=cpu")
+    precision = fastest_precision(device) if recipe.precision == "auto" else recipe.precision
+    return recipe.replace(device=device, precision=precision)
+
+
 def _open(
     recipe: Recipe, out: Path, listeners: tuple[Listener, ...]
 ) -> tuple[Training, Company, PairTokenizer, list[Pair]]:
@@ -104,7 +110,7 @@ def _open(
     tokenizer = PairTokenizer.load(out / "tokenizer")
     train, validation, test = (read_pairs(out / "splits" / f"{name}.jsonl") for name in SPLITS)
     torch.manual_seed(recipe.train.seed)
-    model = recipe.model.spec().build()
+    model = recipe.model.spec().build().to(recipe.train.device)
     assert isinstance(model, TransformerPart)
     training = Training(
         model,
@@ -154,10 +160,10 @@ def reopen(asked: Recipe, out: Path) -> Recipe:
         raise RunError(f"{out} is no run folder to resume; leave --resume out to start one there") from None
     own = Recipe.from_toml(text, str(out / "recipe.toml"))
     sizes = {"source_vocabulary": own.model.source_vocabulary, "target_vocabulary": own.model.target_vocabulary}
-    precise = own.train.precision if asked.train.precision == "auto" else asked.train.precision
+    automatic = [name for name in ("precision", "device") if getattr(asked.train, name) == "auto"]
+    machine = {name: getattr(own.train, name) for name in automatic}
     settled = asked.replace(
-        model=asked.model.replace(**sizes),
-        train=asked.train.replace(precision=precise, budget=own.train.budget),
+        model=asked.model.replace(**sizes), train=asked.train.replace(budget=own.train.budget, **machine)
     )
     if settled != own:
         raise RunError(
