@@ -95,7 +95,7 @@ def polyformer(
     """Train, use and look into Transformers. `polyformer VERB --help` shows an example of each."""
 
 
-@app.command(epilog="Example: polyformer train recipes/libreoffice-en-de.toml --set train.budget.count=10 --out runs/ten-minutes")
+@app.command(epilog="Example: polyformer train recipes/own-pairs.toml --set train.budget.count=10 --out runs/mine")
 def train(
     recipe: RecipeFile,
     settings: Settings = None,
