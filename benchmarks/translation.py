@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -145,7 +146,9 @@ class Contender:
         """Translate once."""
         start = time.perf_counter()
         self.output = self.run(sources, batch)
-        return time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        print(f"  {self.name}, {batch} sentences at a time: {seconds:.2f} s", file=sys.stderr, flush=True)
+        return seconds
 
 
 def in_batches(sources: Output, batch: int, translate: Callable[[Output], Output]) -> Output:
