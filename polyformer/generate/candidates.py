@@ -45,6 +45,7 @@ def best_tokens(head: Part, hidden: Tensor, count: int, forbidden: Tensor) -> Ca
 
 def _best_of(logits: Tensor, count: int, forbidden: Tensor) -> Candidates:
     """Find the candidates and then turn the logits into their normaliser, in place."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     barred = logits[:, forbidden]
     logits[:, forbidden] = float("-inf")
     values, ids = top(logits, count)

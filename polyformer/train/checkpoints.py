@@ -36,6 +36,7 @@ class State:
         evaluations, best, worse: evaluations done, the best validation loss, and how many since then were worse.
         skipped: steps left out for a gradient that was not finite.
         metrics_bytes: length of `metrics.jsonl`.
+        rate: the learning rate of the last step.
         window: sums since the last row of metrics: objective, likelihood, tokens, seconds.
     """
 
@@ -47,6 +48,7 @@ class State:
     worse: int = 0
     skipped: int = 0
     metrics_bytes: int = 0
+    rate: float = 0.0
     window: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0, 0.0])
 
 

@@ -117,9 +117,9 @@ def _step(training: Training, recipe: TrainRecipe, share: float) -> None:
     objective, likelihood, tokens = accumulate(training.model, batches, recipe)
     norm = clip_gradients(training.model, recipe.clip or None)
     if math.isfinite(norm) and math.isfinite(objective):
-        rate = recipe.schedule.rate(state.steps + 1, share)
+        state.rate = recipe.schedule.rate(state.steps + 1, share)
         for group in training.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = state.rate
         training.optimiser.step()
         if training.average is not None:
             training.average.step(training.model)
@@ -150,7 +150,7 @@ def _log(training: Training, recipe: TrainRecipe, journal: Journal) -> None:
             "epoch": round(training.epochs, 4),
             "loss": likelihood / max(tokens, 1),
             "objective": objective / max(tokens, 1),
-            "learning_rate": training.optimiser.param_groups[0]["lr"],
+            "learning_rate": state.rate,
             "tokens": state.tokens,
             "seconds": round(state.seconds, 3),
             "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),

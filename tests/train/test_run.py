@@ -78,9 +78,10 @@ def test_another_seed_is_another_run(toy: Recipe, undisturbed: Path, tmp_path: P
         assert_same_run(undisturbed, other)
 
 
-def start(folder: Path, recipe: Path, *options: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, recipe: Path, *options: str, threads: int = 2) -> subprocess.Popen[bytes]:
+    """Train in a process of its own; equal runs have equally many threads (one, in the tests' own process)."""
     command = [sys.executable, "-m", "polyformer", "train", str(recipe), "--out", str(folder), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
 
 
@@ -124,7 +125,7 @@ def test_an_interrupt_saves_and_says_how_to_go_on(toy: Recipe, undisturbed: Path
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(toy.to_toml())
     folder = tmp_path / "run"
-    process = start(folder, recipe)
+    process = start(folder, recipe, threads=1)
     while not steps_saved(folder) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
