@@ -39,19 +39,21 @@ class Beams:
 
     Args:
         limits: the longest hypothesis of each sentence.
+        like: a tensor of the model's; sums are kept on its device and in its precision, float32 at least.
     """
 
-    def __init__(self, settings: Search, tokens: SpecialTokens, limits: Sequence[int], device: torch.device) -> None:
-        count = len(limits)
+    def __init__(self, settings: Search, tokens: SpecialTokens, limits: Sequence[int], like: Tensor) -> None:
+        count, device = len(limits), like.device
+        precision = torch.promote_types(like.dtype, torch.float32)
         self.settings, self.tokens = settings, tokens
         self.kept = settings.stop.kept(settings.beams, settings.nbest)
         self.finished: list[list[Hypothesis]] = [[] for _ in limits]
         self.length = 0
         self.limits = torch.tensor(limits, device=device)
         self.sentences = torch.arange(count, device=device)
-        self.log_probabilities = torch.zeros(count, 1, device=device)
+        self.log_probabilities = torch.zeros(count, 1, dtype=precision, device=device)
         self.written = torch.zeros(count, 1, 0, dtype=torch.long, device=device)
-        self.worst = torch.full((count,), float("-inf"), device=device)
+        self.worst = torch.full((count,), float("-inf"), dtype=precision, device=device)
 
     @property
     def candidates(self) -> int:

@@ -37,9 +37,7 @@ def best_tokens(head: Part, hidden: Tensor, count: int, forbidden: Tensor) -> Ca
     """
     vocabulary = head(hidden[:0], None).shape[-1]
     rows = max(1, CHUNK_BYTES // (4 * vocabulary))
-    found = [
-        _best_of(head(part, None).float(), min(count, vocabulary), forbidden) for part in torch.split(hidden, rows)
-    ]
+    found = [_best_of(head(part, None), min(count, vocabulary), forbidden) for part in torch.split(hidden, rows)]
     return found[0] if len(found) == 1 else Candidates(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 

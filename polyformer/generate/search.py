@@ -74,7 +74,7 @@ def search(
         for token in (*barred, tokens.eos):
             if not 0 <= token < vocabulary:
                 raise SpecError(f"there is no token {token} in a vocabulary of {vocabulary:,}")
-        beams = Beams(settings, tokens, _limits(model, input_ids, attention_mask, settings), input_ids.device)
+        beams = Beams(settings, tokens, _limits(model, input_ids, attention_mask, settings), memory.hidden)
         forbidden = torch.tensor(barred, device=input_ids.device)
         cache = StaticCache(room=min(FIRST_ROOM, int(beams.limits.max())))
         while len(beams.sentences):
