@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from polyformer.errors import DataError, PolyformerError, RunError, SpecError, WeightsError
     from polyformer.loaded import Loaded, load, save
     from polyformer.spec import Record, Spec, rewrite, walk
+    from polyformer.swap import transplant
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,7 @@ __all__ = [
     "load",
     "rewrite",
     "save",
+    "transplant",
     "walk",
 ]
 
@@ -31,6 +33,7 @@ _HOMES = {
     **dict.fromkeys(("DataError", "PolyformerError", "RunError", "SpecError", "WeightsError"), "polyformer.errors"),
     **dict.fromkeys(("Loaded", "load", "save"), "polyformer.loaded"),
     **dict.fromkeys(("Record", "Spec", "rewrite", "walk"), "polyformer.spec"),
+    "transplant": "polyformer.swap",
 }
 
 

@@ -358,7 +358,9 @@ def _decode(data: Any, kind: Any, where: str) -> Any:
 
 def _decode_items(data: list[Any], kinds: tuple[Any, ...], where: str) -> list[Any]:
     if len(kinds) != 2 or kinds[1] is not Ellipsis:
-        return [_decode(item, inner, f"{where}[{i}]") for i, (item, inner) in enumerate(zip(data, kinds, strict=False))]
+        pairs = enumerate(zip(data, kinds, strict=False))
+        known = [_decode(item, inner, f"{where}[{i}]") for i, (item, inner) in pairs]
+        return known + data[len(kinds) :]  # too long a list is refused, but only if all of it is seen
     items: list[Any] = []
     for i, item in enumerate(data):
         if isinstance(item, dict) and set(item) == {"repeat", "of"}:

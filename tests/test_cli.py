@@ -22,14 +22,29 @@ from polyformer.data.tokenizer import PairTokenizer
 from polyformer.data.vocabulary import TokenizerRecipe
 from polyformer.families.transformer import AttentionChoice, Depth, FeedForwardChoice, NormChoice, Transformer2017
 from polyformer.loaded import Loaded, load, save
-from polyformer.parts import Causal, Chain, Dropout, Heads, LayerNorm, Linear, Residual, Stack, Transformer
+from polyformer.parts import (
+    Causal,
+    Chain,
+    Dropout,
+    Embed,
+    Heads,
+    LayerNorm,
+    Linear,
+    Residual,
+    Stack,
+    TokenEmbedding,
+    Transformer,
+)
 from polyformer.parts.model import parameters_of
 from polyformer.spec import Record
 from tests.parts.models import SHAPES, translator
 
 WORDS = {"one": "eins", "two": "zwei", "three": "drei", "file": "Datei", "save": "sichern", "open": "öffnen"}
 PAIRS = [Pair(f"{a} {b}", f"{WORDS[a]} {WORDS[b]}", "en", "de") for a in WORDS for b in WORDS]
-VERBS = ["train", "translate", "evaluate", "explain", "inspect", "recipe", "schema"]
+VERBS = [
+    *("train", "translate", "evaluate", "explain", "inspect", "recipe", "schema"),
+    *("generate", "embed", "fill", "classify", "convert", "drift"),
+]
 
 runner = CliRunner()
 
@@ -238,7 +253,7 @@ class TestOutline:
 
     def test_patterns_are_said_once(self) -> None:
         first, second = Residual(Linear(4, 4)), Residual(LayerNorm(4))
-        spec = Transformer(source=Linear(4, 4), encoder=Stack((first, second) * 3 + (first,)))
+        spec = Transformer(source=Embed(TokenEmbedding(4, 4)), encoder=Stack((first, second) * 3 + (first,)))
         source, encoder = outline(spec).parts
         assert [(e.name, e.what, e.count) for e in encoder.parts] == [
             ("blocks.0–5", "2 in turn", 3),
@@ -246,7 +261,7 @@ class TestOutline:
         ]
         assert [e.name for e in encoder.parts[0].parts] == ["blocks.0", "blocks.1"]
         assert encoder.parameters == 4 * 20 + 3 * 8
-        assert source.what == "Linear(4, 4)"
+        assert source.parts[0].what == "TokenEmbedding(4, 4)"
 
     def test_descriptions(self) -> None:
         assert describe(Dropout(0.1)) == "Dropout(0.1)"

@@ -18,7 +18,8 @@ FLOORS = [
     {"parts"},
     {"families", "weights"},
     {"data"},
-    {"generate", "explain"},
+    {"generate", "explain", "swap"},
+    {"answer"},
     {"train", "judge"},
     {"loaded"},
     {"cli"},
@@ -27,7 +28,11 @@ FLOORS = [
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 
 # Imported only inside the function that needs them: extras that may be missing, and what takes long to import.
-INSIDE_ONLY = {"matplotlib", "tensorboard", "sentencepiece", "sacrebleu", "polib", "rich", "tomli_w"}
+INSIDE_ONLY = {"matplotlib", "tensorboard", "sentencepiece", "sacrebleu", "polib", "rich", "tomli_w"} | {
+    "PIL",
+    "gguf",
+    "jinja2",
+}
 NEVER = {"transformers", "ctranslate2", "pytest", "hypothesis", "jsonschema"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))

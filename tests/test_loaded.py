@@ -318,18 +318,14 @@ def test_the_recommended_search(own: Path) -> None:
         "num_beams": 6,
         "max_length": 512,
         "forced_eos_token_id": 0,
+        "forced_bos_token_id": 5,
         "bad_words_ids": [[7]],
         "renormalize_logits": True,
     }
     loaded.generation = Generation.read(said, {}, "here")
-    wanted = Search(6, penalty=Power(1.0), limit=Limit(511, unfinished="end"), stop=Hopeful(), forbidden=(7,))
-    assert loaded.recommended() == wanted
-    for odd in (
-        {"no_repeat_ngram_size": 3},
-        {"early_stopping": True},
-        {"bad_words_ids": [[1, 2]]},
-        {"forced_bos_token_id": 1},
-    ):
+    limit = Limit(511, unfinished="end")
+    assert loaded.recommended() == Search(6, 1, Power(1.0), limit, Hopeful(), forbidden=(7,), first=5)
+    for odd in ({"no_repeat_ngram_size": 3}, {"early_stopping": True}, {"bad_words_ids": [[1, 2]]}):
         loaded.generation = Generation.read(odd, {}, "here")
         with pytest.raises(SpecError, match=f"a search with {next(iter(odd))}"):
             loaded.recommended()

@@ -3,79 +3,35 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from polyformer.errors import DataError, PolyformerError, RunError, SpecError
+from polyformer.cli import convert as convert
+from polyformer.cli import models as models
+from polyformer.cli.common import (
+    INTERRUPTED,
+    AsJson,
+    Beam,
+    Force,
+    Language,
+    RecipeFile,
+    RunFolder,
+    Settings,
+    app,
+    fail,
+    lines_of_input,
+    load_model,
+)
+from polyformer.errors import DataError, RunError, SpecError
 
 if TYPE_CHECKING:
     from polyformer.data.pairs import Pair
-    from polyformer.data.tokenizer import TextPairTokenizer
     from polyformer.generate import Search
     from polyformer.loaded import Loaded
     from polyformer.parts import Transformer
-
-INTERRUPTED = 130
-
-
-@contextmanager
-def one_sentence() -> Iterator[None]:
-    """Turn what can go wrong into a sentence and an exit status; `POLYFORMER_TRACEBACK=1` shows where it did."""
-    if os.environ.get("POLYFORMER_TRACEBACK"):
-        yield
-        return
-    try:
-        yield
-    except KeyboardInterrupt:
-        _fail("interrupted", INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit fails once more
-        _fail("nobody reads the output any more")
-    except PolyformerError as error:
-        _fail(str(error))
-    except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-
-
-def _fail(sentence: str, status: int = 1) -> None:
-    typer.echo(f"polyformer: {sentence}", err=True)
-    raise typer.Exit(status)
-
-
-class Verbs(TyperGroup):
-    """The group of all verbs; what any of them raises becomes one sentence."""
-
-    def invoke(self, ctx: Any) -> Any:
-        with one_sentence():
-            return super().invoke(ctx)
-
-
-app = typer.Typer(
-    cls=Verbs,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of ours, or a Hugging Face folder.")]
-Beam = Annotated[int | None, typer.Option("--beam", min=1, help="Hypotheses at a time; what RUN recommends, or 4.")]
-Language = Annotated[
-    str | None, typer.Option("--to", metavar="LANG", help="The target language, if RUN knows several.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace what stands there.")]
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, in TOML.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; repeatable.")
-]
 
 
 def _version(asked: bool) -> None:
@@ -116,7 +72,7 @@ def train(
     with TrainingDisplay() as display:
         outcome = train_run(read, folder, resume, force, (display,))
     if not outcome.finished:
-        _fail(f"stopped and saved; to go on, say the same again with --out {folder} --resume", INTERRUPTED)
+        fail(f"stopped and saved; to go on, say the same again with --out {folder} --resume", INTERRUPTED)
     scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     report = (folder / "report.md").read_text(encoding="utf-8")
     typer.echo(json.dumps({"run": str(folder), "scores": scores}, ensure_ascii=False) if as_json else report)
@@ -134,9 +90,9 @@ def translate(
     as_json: AsJson = False,
 ) -> None:
     """Translate texts, or the lines of standard input."""
-    loaded = _load(run)
+    loaded = load_model(run)
     settings = _search(loaded, beam, nbest)
-    for some in [texts] if texts else _lines_of_input():
+    for some in [texts] if texts else lines_of_input():
         for text, found in zip(some, loaded.translate(some, settings, to), strict=True):
             if as_json:
                 told = {"source": text, "translations": [one.to_data() for one in found]}
@@ -164,11 +120,11 @@ def evaluate(
     from polyformer.cli.progress import counting
     from polyformer.judge.evaluate import evaluate as judge
 
-    loaded = _load(run)
+    loaded = load_model(run)
     pairs = _pairs(run, loaded, data, direction)[:limit]
     settings = _search(loaded, beam)
     with counting(len(pairs), "translating") as progress:
-        judged = judge(loaded.model, _tokenizer(loaded), pairs, settings, progress)
+        judged = judge(loaded.model, loaded.pairs, pairs, settings, progress)
     if as_json:
         typer.echo(json.dumps(judged.to_data(), ensure_ascii=False))
         return
@@ -201,8 +157,8 @@ def explain(
     if out.exists() and not force:
         raise RunError(f"{out} exists; replace it with --force, or choose another --out")
     options = Picture.from_data({name: each for name, each in (("kinds", kind), ("layers", layer)) if each}, "explain")
-    loaded = _load(run)
-    best = attention_picture(loaded.model, _tokenizer(loaded), text, out, options, _search(loaded, None), to)
+    loaded = load_model(run)
+    best = attention_picture(loaded.model, loaded.pairs, text, out, options, _search(loaded, None), to)
     typer.echo(json.dumps({"text": best.text, "file": str(out)}, ensure_ascii=False) if as_json else best.text)
 
 
@@ -242,18 +198,6 @@ def schema(
     from polyformer.train.recipe import Recipe
 
     typer.echo(json.dumps(json_schema(Transformer if model else Recipe), indent=1, ensure_ascii=False))
-
-
-def _load(run: Path) -> Loaded:
-    from polyformer.loaded import load
-
-    return load(run)
-
-
-def _tokenizer(loaded: Loaded) -> TextPairTokenizer:
-    if loaded.tokenizer is None:
-        raise SpecError(f"{loaded.folder} holds a model without a tokenizer, so it can't read text")
-    return loaded.tokenizer
 
 
 def _search(loaded: Loaded, beam: int | None, nbest: int = 1) -> Search:
@@ -302,26 +246,6 @@ def _only_direction(loaded: Loaded) -> str:
         known = f" (this model knows {', '.join(sources)} -> {', '.join(targets)})" if sources else ""
         raise SpecError(f"name the direction of the pairs, as in --direction en-de{known}")
     return f"{sources[0]}-{targets[0]}"
-
-
-def _lines_of_input() -> Iterator[list[str]]:
-    """Yield the lines of standard input, each time as many as have come, so that a person is answered at once."""
-    rest, number = b"", 0
-    stream: Any = sys.stdin.buffer
-    while chunk := stream.read1(1 << 16):
-        *lines, rest = (rest + chunk).split(b"\n")
-        if lines:
-            yield [_decoded(line, number + i) for i, line in enumerate(lines, 1)]
-            number += len(lines)
-    if rest:
-        yield [_decoded(rest, number + 1)]
-
-
-def _decoded(line: bytes, number: int) -> str:
-    try:
-        return line.decode("utf-8").rstrip("\r")
-    except UnicodeDecodeError as error:
-        raise DataError(f"standard input, line {number}: not UTF-8 at byte {error.start + 1} of the line") from None
 
 
 def main() -> None:

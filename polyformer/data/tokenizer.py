@@ -11,7 +11,19 @@ from tokenizers import Tokenizer, decoders
 from polyformer.data.files import decode_whole, read_whole
 from polyformer.data.pairs import Pair
 from polyformer.data.text import normalise
-from polyformer.data.vocabulary import BOS, EOS, PAD, SPACE, SPECIAL, UNK, Kind, TokenizerRecipe, is_panic, learn
+from polyformer.data.vocabulary import (
+    BOS,
+    EOS,
+    PAD,
+    SPACE,
+    SPECIAL,
+    UNK,
+    Kind,
+    TokenizerRecipe,
+    is_panic,
+    learn,
+    parse_tokenizer,
+)
 from polyformer.errors import DataError, SpecError
 from polyformer.spec import Record
 
@@ -168,7 +180,7 @@ class PairTokenizer:
             about = PairTokenizerFile.from_json(_read(place / _ABOUT), str(place / _ABOUT))
         except SpecError as error:
             raise DataError(str(error)) from None
-        read = [_vocabulary(place / name) for name in _names(about)]
+        read = [parse_tokenizer(_read(place / name), str(place / name)) for name in _names(about)]
         for name, tokenizer, control in zip(_names(about), read, (SPECIAL + about.tags, SPECIAL), strict=False):
             if any(tokenizer.id_to_token(i) != token for i, token in enumerate(control)):
                 raise DataError(f"{place / name} doesn't begin with the control tokens {' '.join(control)}")
@@ -203,17 +215,6 @@ def _names(about: PairTokenizerFile) -> tuple[str, ...]:
 
 def _read(path: Path) -> str:
     return decode_whole(read_whole(path), str(path))
-
-
-def _vocabulary(path: Path) -> Tokenizer:
-    text = _read(path)
-    try:
-        tokenizer: Tokenizer = Tokenizer.from_str(text)
-    except BaseException as error:
-        if isinstance(error, Exception) or is_panic(error):  # the library raises nothing narrower
-            raise DataError(f"{path} is no tokenizer: {error}") from None
-        raise
-    return tokenizer
 
 
 def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:

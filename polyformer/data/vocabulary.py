@@ -165,6 +165,17 @@ def _reported(name: str) -> Iterator[None]:
         raise
 
 
+def parse_tokenizer(text: str, name: str) -> Tokenizer:
+    """Make a tokenizer of the library's own JSON; raises `DataError` if it is none, with `name` in it."""
+    try:
+        tokenizer: Tokenizer = Tokenizer.from_str(text)
+    except BaseException as error:
+        if isinstance(error, Exception) or is_panic(error):  # the library raises nothing narrower
+            raise DataError(f"{name} is no tokenizer: {error}") from None
+        raise
+    return tokenizer
+
+
 def is_panic(error: BaseException) -> bool:
     """Tell whether this is a panic of a library in Rust, which `except Exception` doesn't catch."""
     return type(error).__name__ == "PanicException"

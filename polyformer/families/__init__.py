@@ -6,11 +6,79 @@ from collections.abc import Mapping
 from typing import Any
 
 from polyformer.errors import SpecError, suggest
+from polyformer.families.albert import Albert
+from polyformer.families.bart import Bart
+from polyformer.families.bert import Bert
+from polyformer.families.bloom import Bloom
 from polyformer.families.config import Family, read_config
+from polyformer.families.conformer import Wav2Vec2Conformer
+from polyformer.families.distilbert import DistilBert
+from polyformer.families.electra import Electra
+from polyformer.families.falcon import Falcon
+from polyformer.families.gemma2 import Gemma2
+from polyformer.families.gpt2 import GPT2
+from polyformer.families.gpt_neox import GPTNeoX
+from polyformer.families.llama import Llama
+from polyformer.families.m2m100 import M2M100
 from polyformer.families.marian import Marian
+from polyformer.families.mbart import MBart
+from polyformer.families.mistral import Mistral
+from polyformer.families.mixtral import Mixtral
+from polyformer.families.mpt import Mpt
+from polyformer.families.olmo2 import Olmo2
+from polyformer.families.pegasus import Pegasus
+from polyformer.families.qwen2 import Qwen2
+from polyformer.families.qwen3 import Qwen3
+from polyformer.families.qwen_moe import Qwen2Moe, Qwen3Moe
+from polyformer.families.roberta import Camembert, Roberta, XlmRoberta
+from polyformer.families.swin import Swin
+from polyformer.families.switch import Switch
+from polyformer.families.t5 import MT5, T5, UMT5
 from polyformer.families.transformer import Transformer2017
+from polyformer.families.vision_encoder_decoder import VisionEncoderDecoder
+from polyformer.families.vit import DeiT, ViT
+from polyformer.families.whisper import Whisper
+from polyformer.families.xlm import Xlm
 
-FAMILIES: tuple[type[Family], ...] = (Marian,)
+FAMILIES: tuple[type[Family], ...] = (
+    Albert,
+    Bart,
+    Bert,
+    Bloom,
+    Wav2Vec2Conformer,
+    DistilBert,
+    Electra,
+    Falcon,
+    Gemma2,
+    GPT2,
+    GPTNeoX,
+    Llama,
+    M2M100,
+    Marian,
+    MBart,
+    Mistral,
+    Mixtral,
+    Mpt,
+    Olmo2,
+    Pegasus,
+    Qwen2,
+    Qwen3,
+    Qwen2Moe,
+    Qwen3Moe,
+    Camembert,
+    Roberta,
+    XlmRoberta,
+    Swin,
+    Switch,
+    MT5,
+    T5,
+    UMT5,
+    VisionEncoderDecoder,
+    DeiT,
+    ViT,
+    Whisper,
+    Xlm,
+)
 """The families that are read from a `config.json`. `Transformer2017` is made from a recipe instead."""
 
 __all__ = ["FAMILIES", "Family", "Marian", "Transformer2017", "family_of", "read_family"]

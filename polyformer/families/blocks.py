@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from polyformer.parts import Chain, Dropout, Norm, Residual
+from polyformer.parts import Activate, Chain, Dropout, LastOf, Linear, Norm, Residual
 from polyformer.spec import Spec
 from polyformer.weights.names import Row, rows_below
 
-Placement = Literal["post", "pre", "sandwich"]
+Placement = Literal["post", "pre", "sandwich", "output"]
 
 
 def drop(rate: float) -> Dropout | None:
@@ -18,21 +18,30 @@ def drop(rate: float) -> Dropout | None:
 
 def block(*sublayers: Spec, norm: Norm, placement: Placement = "post", dropout: float = 0.0) -> Chain:
     """Return a block: each sublayer in a residual connection, with its norm after the sum (the 2017 paper), before
-    the sublayer, or on both sides of it; dropout stands on the sublayer's output."""
+    the sublayer, on both sides of it, or on its output only (OLMo 2); dropout stands on the sublayer's output."""
     dropped = drop(dropout)
+    both = norm if dropped is None else Chain((norm, dropped))
     if placement == "post":
         steps = [Residual(op, post=dropped, after=norm) for op in sublayers]
     elif placement == "pre":
         steps = [Residual(op, pre=norm, post=dropped) for op in sublayers]
-    else:
-        both = norm if dropped is None else Chain((norm, dropped))
+    elif placement == "sandwich":
         steps = [Residual(op, pre=norm, post=both) for op in sublayers]
+    else:
+        steps = [Residual(op, post=both) for op in sublayers]
     return Chain(tuple(steps))
 
 
-def bart_rows(placement: Placement = "post") -> list[Row]:
+def judge(width: int, labels: int, end: int, dropout: float) -> Chain:
+    """Return BART's and T5's head over the row of the token `end`, which has seen the whole text."""
+    dense, out = Linear(width, width), Linear(width, labels)
+    return Chain((LastOf(end), Dropout(dropout), dense, Activate("tanh"), Dropout(dropout), out))
+
+
+def bart_rows(placement: Placement = "post", below: str = "model.") -> list[Row]:
     """Return the rows of encoder and decoder blocks as BART and its relatives (mBART, Marian, M2M100, Pegasus) name
-    them; such blocks are made by `block(attention, [cross-attention,] feed-forward)`."""
+    them; such blocks are made by `block(attention, [cross-attention,] feed-forward)`, and `below` stands before each
+    name on disk."""
     slot = "after" if placement == "post" else "pre"
     attentions = {"encoder": ("self_attn",), "decoder": ("self_attn", "encoder_attn")}
     rows = []
@@ -43,5 +52,5 @@ def bart_rows(placement: Placement = "post") -> list[Row]:
             projections = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
             modules |= {f"{step}.op.{ours}": f"{name}.{theirs}" for ours, theirs in projections.items()}
             modules[f"{step}.{slot}"] = f"{name}_layer_norm"
-        rows += rows_below(f"{stack}.blocks.{{i}}.steps", f"model.{stack}.layers.{{i}}", modules)
+        rows += rows_below(f"{stack}.blocks.{{i}}.steps", f"{below}{stack}.layers.{{i}}", modules)
     return rows

@@ -15,6 +15,7 @@ NEUTRAL: dict[str, Any] = {
     "encoder_no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1.0,
     "exponential_decay_length_penalty": None,
+    "forced_decoder_ids": None,
     "min_length": 0,
     "no_repeat_ngram_size": 0,
     "num_beam_groups": 1,

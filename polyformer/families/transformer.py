@@ -7,7 +7,7 @@ from typing import Literal
 
 from polyformer import parts
 from polyformer.errors import SpecError
-from polyformer.families.blocks import Placement, block, drop
+from polyformer.families.blocks import block, drop
 from polyformer.parts.embeddings import Combine
 from polyformer.spec import Record, Spec
 from polyformer.weights.names import Row, Split, rows_below
@@ -46,7 +46,7 @@ class NormChoice(Record):
     """
 
     kind: Literal["layer", "rms", "batch"] = "layer"
-    placement: Placement = "post"
+    placement: Literal["post", "pre", "sandwich"] = "post"
     final: bool | None = None
 
 
@@ -111,7 +111,7 @@ class Transformer2017(Record):
             raise SpecError("Transformer2017: source_vocabulary and target_vocabulary must be known to make a model")
         final = self.norm.placement != "post" if self.norm.final is None else self.norm.final
         norm = self._norm() if final else None
-        crossing = parts.CrossAttention(**self._projections(), heads=self._heads(), kernel=self._kernel())
+        crossing = parts.CrossAttention(*self._projections(), self._heads(), self._kernel())
         encoder = self._block(self._attention(parts.Everyone()), self._feed_forward())
         decoder = self._block(self._attention(parts.Causal()), crossing, self._feed_forward())
         return parts.Transformer(
@@ -154,16 +154,16 @@ class Transformer2017(Record):
     def _heads(self) -> parts.Heads:
         return parts.Heads.of_width(self.width, self.attention.heads, self.attention.groups)
 
-    def _projections(self) -> dict[str, parts.Linear]:
+    def _projections(self) -> tuple[parts.Linear, parts.Linear, parts.Linear, parts.Linear]:
         heads = self._heads()
         whole, shared = parts.Linear(self.width, self.width), parts.Linear(self.width, heads.groups * heads.width)
-        return {"q": whole, "k": shared, "v": shared, "o": whole}
+        return whole, shared, shared, whole
 
     def _kernel(self) -> parts.Softmax:
         return parts.Softmax(dropout=self.attention.dropout)
 
     def _attention(self, see: parts.Rule) -> parts.Attention:
-        return parts.Attention(**self._projections(), heads=self._heads(), see=see, kernel=self._kernel())
+        return parts.Attention(*self._projections(), self._heads(), see, self._kernel())
 
     def _feed_forward(self) -> parts.FeedForward:
         hidden = self.feedforward.hidden

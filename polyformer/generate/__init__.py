@@ -1,5 +1,6 @@
-"""From a model to its output: greedy and beam search, and translation of texts."""
+"""From a model to its output: greedy and beam search, sampling, and translation of texts."""
 
+from polyformer.generate.sampling import Continuation, Sampling, continue_texts
 from polyformer.generate.search import search
 from polyformer.generate.settings import (
     Gnmt,
@@ -16,6 +17,7 @@ from polyformer.generate.settings import (
 from polyformer.generate.translate import Translation, translate
 
 __all__ = [
+    "Continuation",
     "Gnmt",
     "Hopeful",
     "Hypothesis",
@@ -23,10 +25,12 @@ __all__ = [
     "Limit",
     "Power",
     "Safe",
+    "Sampling",
     "Search",
     "SpecialTokens",
     "Stopping",
     "Translation",
+    "continue_texts",
     "search",
     "translate",
 ]

@@ -85,8 +85,10 @@ class Beams:
         self.length += 1
         at_limit = self.limits == self.length
         following, ids = (tensor.view(sentences, width, -1) for tensor in found)
+        if self.length == 1 and self.settings.first is not None:
+            following, ids = _certain(self.settings.first, following, ids, torch.ones_like(at_limit))
         if self.settings.limit.unfinished == "end" and bool(at_limit.any()):
-            following, ids = self._all_end(following, ids, at_limit)
+            following, ids = _certain(self.tokens.eos, following, ids, at_limit)
         totals, places = (self.log_probabilities[:, :, None] + following).flatten(1).sort(descending=True, stable=True)
         totals, places = totals[:, : self.candidates], places[:, : self.candidates]
         if not bool(totals[:, 0].isfinite().all()):
@@ -109,13 +111,6 @@ class Beams:
         self.written = torch.cat((self.written[going_on[:, None], parents], ids[:, :, None]), 2)
         return Step((going_on[:, None] * width + parents).flatten(), None if all_stay else going_on)
 
-    def _all_end(self, following: Tensor, ids: Tensor, at_limit: Tensor) -> tuple[Tensor, Tensor]:
-        """Leave hypotheses at their limit nothing but the end token, at no cost: [N, W, C] -> the same."""
-        certain = torch.full_like(following, float("-inf"))
-        certain[:, :, 0] = 0.0
-        here = at_limit[:, None, None]
-        return torch.where(here, certain, following), torch.where(here, self.tokens.eos, ids)
-
     def _finish(self, totals: Tensor, parents: Tensor, ids: Tensor, ending: Tensor) -> None:
         """Keep those of the first `beams` candidates [N, C] that end and are better than the worst one kept."""
         beams = self.settings.beams
@@ -137,3 +132,11 @@ class Beams:
         divisors = [settings.stop.divisor(settings.penalty, self.length, limit) for limit in self.limits.tolist()]
         reachable = best_alive / best_alive.new_tensor(divisors)
         return (reachable <= self.worst) | (best_alive == float("-inf"))
+
+
+def _certain(token: int, following: Tensor, ids: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+    """Leave the hypotheses of some sentences [N] nothing but one token, at no cost: [N, W, C] -> the same."""
+    certain = torch.full_like(following, float("-inf"))
+    certain[:, :, 0] = 0.0
+    here = where[:, None, None]
+    return torch.where(here, certain, following), torch.where(here, token, ids)

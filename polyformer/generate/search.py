@@ -61,7 +61,7 @@ def search(
         For each sentence at most `settings.nbest` distinct hypotheses, best first.
     Raises:
         SpecError: a model without encoder, decoder or head; a source longer than its positions; a special or
-            forbidden token that is not in its vocabulary.
+            forbidden token, or a first one, that is not in its vocabulary.
         RunError: the model gives scores that are no numbers.
     """
     head = model.head
@@ -71,7 +71,7 @@ def search(
     with evaluating(model):
         memory = model.encode(input_ids, attention_mask)
         vocabulary = head(memory.hidden[0, :0], None).shape[-1]
-        for token in (*barred, tokens.eos):
+        for token in (*barred, tokens.eos, tokens.eos if settings.first is None else settings.first):
             if not 0 <= token < vocabulary:
                 raise SpecError(f"there is no token {token} in a vocabulary of {vocabulary:,}")
         beams = Beams(settings, tokens, _limits(model, input_ids, attention_mask, settings), memory.hidden)

@@ -24,7 +24,7 @@ class Hypothesis:
     """One answer of a search.
 
     Attributes:
-        ids: its tokens, without the start and end tokens.
+        ids: its tokens, without the start and end tokens; with the first one, where a search has it given.
         score: log_probability divided by the length penalty; what hypotheses are compared by.
         log_probability: nats, the sum over its tokens, its end token included.
     """
@@ -147,6 +147,7 @@ class Search(Record):
         nbest: how many are returned.
         penalty, limit, stop: see there.
         forbidden: tokens that are never written, beside the start and padding tokens.
+        first: what every hypothesis begins with, at no cost: the code of the language to write in (mBART, M2M100).
     """
 
     beams: int = 4
@@ -155,6 +156,7 @@ class Search(Record):
     limit: Limit = Limit(256, 2.0, 10)
     stop: Stopping = Safe()
     forbidden: tuple[int, ...] = ()
+    first: int | None = None
 
     def check(self) -> None:
         self.require(self.beams >= 1, "beams must be at least 1")

@@ -1,54 +1,133 @@
 """What models are made of. Importing this room makes every part known to `spec`."""
 
-from polyformer.parts.attention import Attention, CrossAttention, Heads
-from polyformer.parts.dropout import Dropout
-from polyformer.parts.embeddings import Add, Concatenate, Embed, Gate, TokenEmbedding
+from polyformer.parts.attention import Attention, CrossAttention, Heads, PerHead
+from polyformer.parts.audio import Frames, MaskedSpans
+from polyformer.parts.convolution import ChannelNorm, Convolution, GatedConvolution
+from polyformer.parts.dropout import Dropout, DropPath
+from polyformer.parts.embeddings import Add, Concatenate, Embed, Gate, Lookup, TokenEmbedding
+from polyformer.parts.experts import Experts, Gated, Routing
 from polyformer.parts.feedforward import FeedForward
 from polyformer.parts.flow import Flow, Trace
 from polyformer.parts.heads import LMHead
+from polyformer.parts.idle import Idle
+from polyformer.parts.inputs import Delay, Given, InputPart
+from polyformer.parts.kernels.capped import Capped
+from polyformer.parts.kernels.kernel import Context, Kernel
 from polyformer.parts.kernels.softmax import Softmax
 from polyformer.parts.linear import Linear
 from polyformer.parts.model import Memory, Output, Tie, Transformer
-from polyformer.parts.norms import BatchNorm, LayerNorm, Norm, RMSNorm
+from polyformer.parts.norms import BatchNorm, LayerNorm, Norm, PowerNorm, RMSNorm
 from polyformer.parts.part import Part
-from polyformer.parts.positions import Learned, Position, Sinusoidal
-from polyformer.parts.residual import Chain, Residual
-from polyformer.parts.rules import Causal, Everyone, Rule, SameDocument
-from polyformer.parts.stack import Stack
+from polyformer.parts.pooling import (
+    Activate,
+    Clip,
+    Last,
+    LastOf,
+    Max,
+    Mean,
+    MeanOfHeads,
+    Normalise,
+    Nth,
+    Pool,
+    Scale,
+    Squeeze,
+)
+from polyformer.parts.positions import Learned, Position, Sinusoidal, Table
+from polyformer.parts.relative import Alibi, Buckets, RelativePosition, Shaw, TransformerXL, Turned
+from polyformer.parts.residual import Branches, Chain, Residual
+from polyformer.parts.rotary import Dynamic, Interpolated, Llama3, Rotary, Scaling, Yarn
+from polyformer.parts.rules import Causal, Everyone, Rule, SameDocument, Window
+from polyformer.parts.stack import Pyramid, Repeat, Stack
+from polyformer.parts.vision import GridPositions, Patches, Token
+from polyformer.parts.windows import GridBias, PatchMerging, Windows
 
 __all__ = [
+    "Activate",
     "Add",
+    "Alibi",
     "Attention",
     "BatchNorm",
+    "Branches",
+    "Buckets",
+    "Capped",
     "Causal",
     "Chain",
+    "ChannelNorm",
+    "Clip",
     "Concatenate",
+    "Context",
+    "Convolution",
     "CrossAttention",
+    "Delay",
+    "DropPath",
     "Dropout",
+    "Dynamic",
     "Embed",
     "Everyone",
+    "Experts",
     "FeedForward",
     "Flow",
+    "Frames",
     "Gate",
+    "Gated",
+    "GatedConvolution",
+    "Given",
+    "GridBias",
+    "GridPositions",
     "Heads",
+    "Idle",
+    "InputPart",
+    "Interpolated",
+    "Kernel",
     "LMHead",
+    "Last",
+    "LastOf",
     "LayerNorm",
     "Learned",
     "Linear",
+    "Llama3",
+    "Lookup",
+    "MaskedSpans",
+    "Max",
+    "Mean",
+    "MeanOfHeads",
     "Memory",
     "Norm",
+    "Normalise",
+    "Nth",
     "Output",
     "Part",
+    "PatchMerging",
+    "Patches",
+    "PerHead",
+    "Pool",
     "Position",
+    "PowerNorm",
+    "Pyramid",
     "RMSNorm",
+    "RelativePosition",
+    "Repeat",
     "Residual",
+    "Rotary",
+    "Routing",
     "Rule",
     "SameDocument",
+    "Scale",
+    "Scaling",
+    "Shaw",
     "Sinusoidal",
     "Softmax",
+    "Squeeze",
     "Stack",
+    "Table",
     "Tie",
+    "Token",
     "TokenEmbedding",
     "Trace",
     "Transformer",
+    "TransformerXL",
+    "Turned",
+    "Window",
+    "Windows",
+    "Yarn",
 ]

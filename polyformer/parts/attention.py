@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from polyformer.errors import SpecError
-from polyformer.parts.kernels.softmax import Kernel, KernelPart, Softmax
+from polyformer.parts.kernels.kernel import Context, Kernel, KernelPart
+from polyformer.parts.kernels.softmax import Softmax
 from polyformer.parts.linear import Linear
-from polyformer.parts.part import Part
+from polyformer.parts.norms import Norm
+from polyformer.parts.part import Part, Slotted
+from polyformer.parts.relative import RelativePart, RelativePosition
 from polyformer.parts.rules import Everyone, Rule
 from polyformer.spec import Record, Spec
 
 if TYPE_CHECKING:
     from polyformer.parts.flow import Flow
-    from polyformer.parts.rules import View
 
 
 class Heads(Record):
@@ -46,7 +48,7 @@ class Heads(Record):
 
 
 class Attention(Spec):
-    """Self-attention: o(kernel(q(x), k(x), v(x))) under the rule `see`."""
+    """Self-attention: o(kernel(q(x), k(x), v(x))) under the rule `see`, which knows order by `position`."""
 
     q: Spec
     k: Spec
@@ -55,6 +57,7 @@ class Attention(Spec):
     heads: Heads
     see: Rule = Everyone()
     kernel: Kernel = Softmax()
+    position: RelativePosition | None = None
 
     def check(self) -> None:
         _check_sizes(self)
@@ -62,11 +65,29 @@ class Attention(Spec):
     @classmethod
     def of_width(cls, width: int, heads: int, see: Rule, bias: bool = True) -> Attention:
         """Return plain multi-head attention of a model's width."""
-        linear = Linear(width, width, bias)
-        return cls(linear, linear, linear, linear, Heads.of_width(width, heads), see)
+        return cls.of_heads(width, Heads.of_width(width, heads), see, bias, bias)
+
+    @classmethod
+    def of_heads(cls, width: int, heads: Heads, see: Rule, bias: bool = False, out_bias: bool = False) -> Attention:
+        """Return attention whose heads, fewer for keys and values perhaps, need not make up the model's width."""
+        whole, shared = heads.count * heads.width, heads.groups * heads.width
+        k = Linear(width, shared, bias)
+        return cls(Linear(width, whole, bias), k, k, Linear(whole, width, out_bias), heads, see)
 
     def module(self) -> Part:
         return AttentionPart(self)
+
+
+class PerHead(Spec):
+    """A norm within each head, behind a projection to queries or keys (QK-norm: Henry et al. 2020; Qwen3).
+
+    `q=Chain((Linear(...), PerHead(RMSNorm(head_width))))`; a norm over all heads at once (OLMo 2) needs no `PerHead`.
+    """
+
+    norm: Norm
+
+    def module(self) -> Part:
+        return PerHeadPart(self)
 
 
 class CrossAttention(Spec):
@@ -103,7 +124,7 @@ def _check_sizes(spec: Attention | CrossAttention) -> None:
             spec.require(size == count * heads.width, told)
 
 
-class Projected(Part):
+class Projected(Slotted):
     """What both attentions share: projections, heads, and the call to the kernel."""
 
     q: Part
@@ -111,7 +132,6 @@ class Projected(Part):
     v: Part
     o: Part
     kernel: KernelPart
-    slot = ""
 
     def __init__(self, spec: Attention | CrossAttention) -> None:
         super().__init__(spec)
@@ -121,16 +141,18 @@ class Projected(Part):
         """[B, S, count·E] -> [B, count, S, E]."""
         return x.view(*x.shape[:2], count, self.heads.width).transpose(1, 2)
 
-    def finish(self, qkv: tuple[Tensor, Tensor, Tensor], rule: Rule, view: View, flow: Flow) -> Tensor:
+    def finish(self, qkv: tuple[Tensor, Tensor, Tensor], context: Context, flow: Flow) -> Tensor:
         """Attend and return the heads side by side: [B, S, H·E]."""
-        if flow.trace is not None:
-            flow.trace.attention[flow.path + self.slot] = self.kernel.weights(qkv[0], qkv[1], rule, view, None).detach()
-        mixed = self.kernel.attend(qkv, rule, view, None)
+        if flow.trace is not None and "attention" in flow.trace.wants:
+            flow.trace.attention[flow.path + self.slot] = self.kernel.weights(qkv[0], qkv[1], context).detach()
+        mixed = self.kernel.attend(qkv, context)
         return mixed.transpose(1, 2).flatten(2)
 
 
 class AttentionPart(Projected):
     """x [B, S, D] -> [B, S, D]."""
+
+    position: RelativePart | None
 
     def __init__(self, spec: Attention) -> None:
         super().__init__(spec)
@@ -140,9 +162,12 @@ class AttentionPart(Projected):
         q = self.split(self.q(x, flow), self.heads.count)
         k = self.split(self.k(x, flow), self.heads.groups)
         v = self.split(self.v(x, flow), self.heads.groups)
+        if self.position is not None:
+            q, k = self.position.ask(q, flow), self.position.turn(k, flow)
         if flow.cache is not None:
             k, v = flow.cache.extend(flow.path + self.slot, k, v)
-        return self.o(self.finish((q, k, v), self.see, flow.view, flow), flow)
+        bias = None if self.position is None else self.position.bias(q, flow)
+        return self.o(self.finish((q, k, v), Context(self.see, flow.view, bias), flow), flow)
 
 
 class CrossAttentionPart(Projected):
@@ -168,5 +193,18 @@ class CrossAttentionPart(Projected):
             raise SpecError(f"{batch} rows can't share the encoder's output of {rows} sentences evenly")
         q = self.q(x, flow)
         q = self.split(q.view(rows, batch // rows * length, q.shape[-1]), self.heads.count)
-        mixed = self.finish((q, k, v), Everyone(), view, flow)
+        mixed = self.finish((q, k, v), Context(Everyone(), view), flow)
         return self.o(mixed.view(batch, length, -1), flow)
+
+
+class PerHeadPart(Part):
+    """x [..., heads · E] -> the same shape."""
+
+    norm: Part
+
+    def __init__(self, spec: PerHead) -> None:
+        super().__init__(spec)
+        self.width = spec.norm.width
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        return self.norm(x.view(*x.shape[:-1], -1, self.width), flow).flatten(-2)

@@ -28,6 +28,21 @@ class Dropout(Spec):
         return DropoutPart(self)
 
 
+class DropPath(Spec):
+    """In training, zero a sample's whole branch with probability `rate` and scale the rest by 1 / (1 - rate).
+
+    Stochastic depth (Huang et al. 2016): stands in a `Residual`'s `post`.
+    """
+
+    rate: float
+
+    def check(self) -> None:
+        self.require(0 <= self.rate < 1, f"rate must be in [0, 1), not {self.rate}")
+
+    def module(self) -> Part:
+        return DropPathPart(self)
+
+
 class DropoutPart(Part):
     """x -> the same shape; nothing in evaluation."""
 
@@ -41,6 +56,20 @@ class DropoutPart(Part):
         if x.device.type != "cpu":
             return F.dropout(x, self.rate)
         return x * keep_mask(x, self.rate)
+
+
+class DropPathPart(Part):
+    """x [B, ...] -> the same shape; nothing in evaluation."""
+
+    def __init__(self, spec: DropPath) -> None:
+        super().__init__(spec)
+        self.rate = spec.rate
+
+    def forward(self, x: Tensor, flow: Flow | None = None) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        kept = torch.rand((len(x), *[1] * (x.ndim - 1)), device=x.device) >= self.rate
+        return x * kept.to(x.dtype) / (1 - self.rate)
 
 
 def keep_mask(like: Tensor, rate: float) -> Tensor:

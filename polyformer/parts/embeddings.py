@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyformer.errors import SpecError
+from polyformer.parts.inputs import InputPart
 from polyformer.parts.linear import Linear
 from polyformer.parts.part import Part, draw_normal
 from polyformer.parts.positions import Position
@@ -69,18 +70,42 @@ class Gate(Combine):
         return GatePart(self)
 
 
+class Lookup(Spec):
+    """A trained vector of `width` for each of `count` values of a further input, such as "token_type_ids" (BERT's
+    segments) or "langs" (XLM's languages).
+
+    Without that input, all rows have the value 0, or, where `absent` is "nothing", nothing is added.
+    """
+
+    input: str
+    count: int
+    width: int
+    absent: Literal["first", "nothing"] = "first"
+
+    def check(self) -> None:
+        self.require(self.count > 0 and self.width > 0, "count and width must be at least 1")
+
+    def module(self) -> Part:
+        return LookupPart(self)
+
+
 class Embed(Spec):
-    """Token ids to the rows that enter a stack: dropout(norm(combine(scale · token, position))).
+    """Token ids to the rows that enter a stack: project(dropout(norm(combine(scale · token, position) + others))).
 
     The 2017 paper scales the tokens by √width (section 3.4), so that they outweigh the positions added to them.
+    `rounding` says whether the scale is rounded to the model's precision first, as Gemma's is.
+    `project` widens narrow embeddings to the model's width (factorised embeddings, Lan et al. 2020, section 3.1).
     """
 
     tokens: Spec
     positions: Position | None = None
     combine: Combine = Add()
     scale: float = 1.0
+    rounding: Literal["none", "model"] = "none"
+    others: tuple[Lookup, ...] = ()
     norm: Spec | None = None
     dropout: Spec | None = None
+    project: Spec | None = None
 
     def module(self) -> Part:
         return EmbedPart(self)
@@ -97,6 +122,26 @@ class TokenEmbeddingPart(Part):
 
     def forward(self, x: Tensor, flow: Flow | None = None) -> Tensor:
         return F.embedding(x, self.weight, self.padding)
+
+
+class LookupPart(Part):
+    """The rows' values of an input -> [B, S, width], or where there is no such input [1, 1, width], or [] (zero)."""
+
+    def __init__(self, spec: Lookup) -> None:
+        super().__init__(spec)
+        self.weight = nn.Parameter(torch.empty(spec.count, spec.width))
+        self.input, self.absent = spec.input, spec.absent
+        draw_normal(self.weight, 0.02)
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        values = flow.inputs.get(self.input)
+        if values is None:
+            return self.weight[:1][None] if self.absent == "first" else self.weight.new_zeros(())
+        if values.shape != x.shape[:2]:
+            raise SpecError(f"{self.input} has shape {list(values.shape)}, but the rows {list(x.shape[:2])}")
+        if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < len(self.weight):
+            raise SpecError(f"{self.input} has values outside of 0 … {len(self.weight) - 1}")
+        return F.embedding(values, self.weight)
 
 
 class CombinePart(Part):
@@ -139,25 +184,30 @@ class GatePart(CombinePart):
         return torch.lerp(positions, tokens, gate)
 
 
-class EmbedPart(Part):
+class EmbedPart(InputPart):
     """ids [B, S] -> [B, S, D]."""
 
     tokens: Part
     positions: Part | None
     combine: CombinePart
+    others: nn.ModuleList
     norm: Part | None
     dropout: Part | None
+    project: Part | None
 
     def __init__(self, spec: Embed) -> None:
         super().__init__(spec)
-        self.scale = spec.scale
+        self.scale, self.rounding = spec.scale, spec.rounding
+        self.reads = frozenset(other.input for other in spec.others)
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         x = self.tokens(x, flow)
         if self.scale != 1.0:
-            x = x * self.scale
+            x = x * (torch.tensor(self.scale, dtype=x.dtype).item() if self.rounding == "model" else self.scale)
         if self.positions is not None:
             x = self.combine.join(x, self.positions(x, flow))
-        if self.norm is not None:
-            x = self.norm(x, flow)
-        return x if self.dropout is None else self.dropout(x, flow)
+        for other in self.others:
+            x = x + other(x, flow)
+        for step in (self.norm, self.dropout, self.project):
+            x = x if step is None else step(x, flow)
+        return x

@@ -16,7 +16,7 @@ from polyformer.spec import Spec
 if TYPE_CHECKING:
     from polyformer.parts.flow import Flow
 
-Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
+Activation = Literal["relu", "relu_squared", "gelu", "gelu_tanh", "gelu_quick", "silu", "tanh", "identity"]
 
 
 class FeedForward(Spec):
@@ -52,9 +52,13 @@ def _gelu_tanh(x: Tensor) -> Tensor:
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
+    "relu_squared": lambda x: torch.relu(x).square(),
     "gelu": F.gelu,
     "gelu_tanh": _gelu_tanh,
+    "gelu_quick": lambda x: x * torch.sigmoid(1.702 * x),
     "silu": F.silu,
+    "tanh": torch.tanh,
+    "identity": lambda x: x,
 }
 
 

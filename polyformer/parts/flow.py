@@ -7,9 +7,9 @@ of the encoder's output.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,11 @@ from torch import Tensor
 from polyformer.errors import SpecError
 from polyformer.parts.rules import View
 
+if TYPE_CHECKING:
+    from polyformer.parts.experts import Routing
+
 Pair = tuple[Tensor, Tensor]
+M = TypeVar("M")
 
 
 class Cache(Protocol):
@@ -167,9 +171,14 @@ class Trace:
 
     Attributes:
         attention: softmax weights [B, H, S, K] by slot (`"decoder.2.steps.1.op"`), without dropout.
+        routing: how rows were shared out among experts, by slot; differentiable.
+        wants: which of them are asked for. Attention weights cost more than attention itself, so training, which
+            needs the routing for its losses, asks for that alone.
     """
 
     attention: dict[str, Tensor] = field(default_factory=dict)
+    routing: dict[str, Routing] = field(default_factory=dict)
+    wants: frozenset[str] = frozenset(("attention", "routing"))
 
 
 @dataclass
@@ -184,6 +193,8 @@ class Flow:
         memory_view: its keys, for cross-attention.
         cache: where keys and values of earlier tokens are held, or None.
         trace: where explanations are written, or None.
+        inputs: what else came with the batch, by name: "ids" [B, S], and e.g. "token_type_ids" [B, S].
+        grid: height and width of the rows where they are patches of an image, else None.
         path: the slots of the stacks that are being walked; kept by `Stack`.
     """
 
@@ -193,7 +204,37 @@ class Flow:
     memory_view: View | None = None
     cache: Cache | None = None
     trace: Trace | None = None
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    grid: tuple[int, int] | None = None
     path: str = ""
+    _made: dict[Hashable, Any] = field(default_factory=dict)
+
+    def once(self, key: Hashable, make: Callable[[], M]) -> M:
+        """Return what `make` gave the first time that `key` was asked for in this pass: layers share it."""
+        if key not in self._made:
+            self._made[key] = make()
+        found: M = self._made[key]
+        return found
+
+    def renew(self, rows: int, lengths: Tensor | None = None, grid: tuple[int, int] | None = None) -> None:
+        """Say that `x` now has other rows, as a convolution or a merging of patches makes them.
+
+        What layers shared of the old rows is forgotten.
+
+        Args:
+            rows: how many there are.
+            lengths: integers [B], how many of each sequence's are real, from the left; None if all are.
+            grid: height and width of the rows, where they are patches of an image.
+        Raises:
+            SpecError: documents are packed into the rows, or a cache holds earlier ones.
+        """
+        if self.view.key_documents is not None or self.view.keys != self.view.queries:
+            raise SpecError("rows can't be joined where documents are packed or a cache holds earlier rows")
+        places = torch.arange(rows, device=self.view.device)[None]
+        valid = None if lengths is None else places < lengths[:, None]
+        self.view = View(rows, rows, valid, None, valid is not None, self.view.device)
+        self.positions, self.grid = places, grid
+        self._made.clear()
 
     @property
     def rows_valid(self) -> Tensor | None:
@@ -218,7 +259,6 @@ def start_flow(
     batch, length = ids_BS.shape[:2]
     past = 0 if cache is None else cache.length
     device = ids_BS.device
-    positions = torch.arange(past, past + length, device=device)[None]
     right_padded = False
     if valid is not None:
         if valid.shape != (batch, past + length):
@@ -229,21 +269,7 @@ def start_flow(
         right_padded = not bool((valid[:, 1:] & ~valid[:, :-1]).any())
         if device.type == "cpu" and bool(valid.all()):
             valid = None
-        elif not right_padded:
-            positions = (valid.long().cumsum(1) - 1).clamp(min=0)[:, past:]
-    if documents is not None:
-        if documents.shape != (batch, past + length):
-            raise SpecError(f"document ids have shape {list(documents.shape)}, not {[batch, past + length]}")
-        positions = _positions_in_documents(documents, valid)[:, past:]
+    if documents is not None and documents.shape != (batch, past + length):
+        raise SpecError(f"document ids have shape {list(documents.shape)}, not {[batch, past + length]}")
     view = View(length, past + length, valid, documents, right_padded, device)
-    return Flow(view=view, positions=positions, cache=cache)
-
-
-def _positions_in_documents(documents: Tensor, valid: Tensor | None) -> Tensor:
-    """Count from 0 within each run of equal ids, whatever ids padding has: [B, K] -> [B, K]."""
-    places = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
-    starts = torch.ones_like(documents, dtype=torch.bool)
-    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    if valid is not None:
-        starts[:, 1:] |= valid[:, 1:] != valid[:, :-1]
-    return places - torch.where(starts, places, 0).cummax(1).values
+    return Flow(view=view, positions=view.places[:, past:], cache=cache)

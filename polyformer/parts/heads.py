@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from polyformer.parts.linear import Linear
@@ -15,9 +16,19 @@ if TYPE_CHECKING:
 
 
 class LMHead(Spec):
-    """Rows to a score for each token of the vocabulary. Its matrix is often tied to the token embedding."""
+    """Rows to a score for each token of the vocabulary: cap · tanh(projection(scale · before(x)) / cap).
+
+    The matrix is often tied to the token embedding. `before` is the transformation of BERT's masked-word head, `scale`
+    is T5's 1/√width, `cap` is Gemma 2's bound on scores. A head that is no LM head is a `Chain` of steps.
+    """
 
     projection: Spec
+    before: Spec | None = None
+    scale: float = 1.0
+    cap: float | None = None
+
+    def check(self) -> None:
+        self.require(self.cap is None or self.cap > 0, f"cap must be positive, not {self.cap}")
 
     @classmethod
     def of_width(cls, width: int, vocabulary: int, bias: bool = False) -> LMHead:
@@ -32,6 +43,17 @@ class LMHeadPart(Part):
     """x [..., D] -> [..., V]."""
 
     projection: Part
+    before: Part | None
+
+    def __init__(self, spec: LMHead) -> None:
+        super().__init__(spec)
+        self.scale, self.cap = spec.scale, spec.cap
 
     def forward(self, x: Tensor, flow: Flow | None = None) -> Tensor:
-        return self.projection(x, flow)
+        scores = self.projection(self.prepare(x, flow), flow)
+        return scores if self.cap is None else torch.tanh(scores / self.cap) * self.cap
+
+    def prepare(self, x: Tensor, flow: Flow | None = None) -> Tensor:
+        """Return the rows as the projection takes them: [..., D]."""
+        x = x if self.before is None else self.before(x, flow)
+        return x if self.scale == 1.0 else x * self.scale

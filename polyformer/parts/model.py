@@ -9,7 +9,8 @@ from typing import Self
 from torch import Tensor, nn
 
 from polyformer.errors import SpecError
-from polyformer.parts.flow import Cache, Trace, start_flow
+from polyformer.parts.flow import Cache, Flow, Trace
+from polyformer.parts.inputs import Delay, Given, InputPart
 from polyformer.parts.part import Part
 from polyformer.parts.rules import View
 from polyformer.spec import Record, Spec
@@ -28,6 +29,9 @@ class Transformer(Spec):
     - encoder and decoder: `source` and `encoder` read the input, `target` and `decoder` write the output;
     - encoder only: `source`, `encoder`; decoder only: `target`, `decoder`.
 
+    `head` turns the last stack's rows into the answer; `pooler` into one more, such as BERT's vector of the sequence.
+    `bridge` stands between the encoder's rows and the decoder, where their widths differ.
+    `delay` lets the decoder read the encoder's input where it is there to judge it, not to write.
     `ties` names the parameters that are shared, as the 2017 paper shares its embeddings and the matrix before the
     softmax (section 3.4).
     """
@@ -37,12 +41,19 @@ class Transformer(Spec):
     target: Spec | None = None
     decoder: Spec | None = None
     head: Spec | None = None
+    pooler: Spec | None = None
+    bridge: Spec | None = None
+    delay: Delay | None = None
     ties: tuple[Tie, ...] = ()
 
     def check(self) -> None:
         self.require((self.source is None) == (self.encoder is None), "source and encoder go together")
         self.require((self.target is None) == (self.decoder is None), "target and decoder go together")
         self.require(self.encoder is not None or self.decoder is not None, "needs an encoder or a decoder")
+        both = self.encoder is not None and self.decoder is not None
+        self.require(both or self.delay is None, "only a decoder behind an encoder can read its input with a delay")
+        both = self.encoder is not None and self.decoder is not None
+        self.require(self.bridge is None or both, "a bridge needs an encoder and a decoder")
 
     def module(self) -> Part:
         return TransformerPart(self)
@@ -54,13 +65,15 @@ class Output:
 
     Attributes:
         hidden: the last stack's rows [B, S, D].
-        logits: the head's scores [B, S, V]; None for a model without a head.
+        logits: the head's scores, [B, S, V] of a language model, [B, labels] of a classifier; None without a head.
         encoder_hidden: the encoder's rows [B, T, D] for an encoder–decoder model, else None.
+        pooled: what the pooler makes of the rows, usually one vector a sequence [B, D]; None without a pooler.
     """
 
     hidden: Tensor
     logits: Tensor | None = None
     encoder_hidden: Tensor | None = None
+    pooled: Tensor | None = None
 
 
 @dataclass
@@ -78,16 +91,21 @@ class Memory:
 class TransformerPart(Part):
     """The module of every model; its names at the outer boundary are the ecosystem's."""
 
-    source: Part | None
+    source: InputPart | None
     encoder: Part | None
-    target: Part | None
+    target: InputPart | None
     decoder: Part | None
     head: Part | None
+    pooler: Part | None
+    bridge: Part | None
     __call__: Callable[..., Output]  # type: ignore[assignment]
 
     def __init__(self, spec: Transformer) -> None:
         super().__init__(spec)
-        self.ties = spec.ties
+        for name in ("source", "target"):
+            if not isinstance(getattr(self, name), InputPart | None):
+                raise SpecError(f"{type(getattr(spec, name)).__name__} can't be a {name}: it takes no input")
+        self.delay, self.ties = spec.delay, spec.ties
         for one in spec.ties:
             missing = [path for path in (one.tied, one.to) if not self._has(path)]
             if missing:
@@ -118,12 +136,8 @@ class TransformerPart(Part):
         document_ids: Tensor | None = None,
         trace: Trace | None = None,
     ) -> Memory:
-        """Read the source: ids [B, T], mask [B, T] (non-zero where real) -> memory."""
-        if self.source is None or self.encoder is None:
-            raise SpecError("this model has no encoder")
-        flow = start_flow(input_ids, attention_mask, document_ids)
-        flow.trace, flow.path = trace, "encoder."
-        return Memory(self.encoder(self.source(input_ids, flow), flow), flow.view.valid)
+        """Read the source: ids [B, T] (or pixels, or sound), mask [B, T] (non-zero where real) -> memory."""
+        return self._remember(*self._encode(Given(input_ids, attention_mask, document_ids), trace))
 
     def decode(
         self,
@@ -142,62 +156,91 @@ class TransformerPart(Part):
             memory: the encoder's output, for encoder–decoder models.
             document_ids: [B, K], for packed documents.
         """
-        if self.target is None or self.decoder is None:
-            raise SpecError("this model has no decoder")
-        flow = start_flow(ids, mask, document_ids, cache)
-        flow.trace, flow.path = trace, "decoder."
-        if memory is not None:
-            length = memory.hidden.shape[1]
-            flow.memory = memory.hidden
-            flow.memory_view = View(ids.shape[1], length, memory.valid, None, False, ids.device)
-        hidden: Tensor = self.decoder(self.target(ids, flow), flow)
-        if cache is not None:
-            cache.length += ids.shape[1]
-        return hidden
+        return self._decode(Given(ids, mask, document_ids, cache), memory, trace)[0]
 
     def forward(  # type: ignore[override]
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         cache: Cache | None = None,
         document_ids: Tensor | None = None,
         trace: Trace | None = None,
+        **inputs: Tensor,
     ) -> Output:
         """Run the model.
 
         Args:
             input_ids: [B, T]; for a decoder-only model the text itself.
             attention_mask: [B, T], non-zero where real.
-            decoder_input_ids: [B, S], for encoder–decoder models.
+            decoder_input_ids: [B, S], for encoder–decoder models; those with a `delay` make it of `input_ids`.
             decoder_attention_mask: [B, S].
             cache: for the decoder.
             document_ids: [B, T], tells packed documents of `input_ids` apart.
             trace: filled with attention weights if given.
+            inputs: what else this model's first part reads: `pixel_values` or `input_features` in place of
+                `input_ids`, `token_type_ids`, `langs`.
         Raises:
             SpecError: inputs that the model has no part for, or masks of a wrong shape.
         """
-        if self.encoder is None or self.decoder is None:
+        first = self.source or self.target
+        assert isinstance(first, InputPart)
+        unread = [name for name in inputs if name not in first.reads and name != first.main]
+        if self.encoder is None or self.decoder is None or self.delay is not None:
             given = {"decoder_input_ids": decoder_input_ids, "decoder_attention_mask": decoder_attention_mask}
-            unread = [name for name, value in given.items() if value is not None]
+            unread += [name for name, value in given.items() if value is not None]
             if self.decoder is None and cache is not None:
                 unread.append("cache")
-            if unread:
-                raise SpecError(f"this model is no encoder–decoder, so nothing in it can take {unread[0]}")
-        memory = None
+        if first.main != "input_ids" and input_ids is not None:
+            unread.append("input_ids")
+        main = inputs.pop(first.main, input_ids)
+        if unread:
+            raise SpecError(f"nothing in this model can take {unread[0]}")
+        if main is None:
+            raise SpecError(f"this model needs {first.main}")
+        own = Given(main, attention_mask, document_ids, None if self.encoder else cache, inputs)
         if self.encoder is None:
-            hidden = self.decode(input_ids, attention_mask, None, cache, document_ids, trace)
+            return self._answer(*self._decode(own, None, trace))
+        hidden, flow = self._encode(own, trace)
+        if self.decoder is None:
+            return self._answer(hidden, flow)
+        if self.delay is not None:
+            written = Given(self.delay.of(main, attention_mask), attention_mask, None, cache, {"ids": main})
+        elif decoder_input_ids is None:
+            raise SpecError(f"an encoder–decoder model needs decoder_input_ids beside {first.main}")
         else:
-            memory = self.encode(input_ids, attention_mask, document_ids, trace)
-            hidden = memory.hidden
-            if self.decoder is not None:
-                if decoder_input_ids is None:
-                    raise SpecError("an encoder–decoder model needs decoder_input_ids beside input_ids")
-                hidden = self.decode(decoder_input_ids, decoder_attention_mask, memory, cache, None, trace)
-        logits = None if self.head is None else self.head(hidden)
-        both = memory is not None and self.decoder is not None
-        return Output(hidden, logits, memory.hidden if both and memory else None)
+            written = Given(decoder_input_ids, decoder_attention_mask, None, cache)
+        return self._answer(*self._decode(written, self._remember(hidden, flow), trace), hidden)
+
+    def _encode(self, given: Given, trace: Trace | None) -> tuple[Tensor, Flow]:
+        if self.source is None or self.encoder is None:
+            raise SpecError("this model has no encoder")
+        flow = self.source.begin(given)
+        flow.trace, flow.path = trace, "encoder."
+        return self.encoder(self.source(given.input, flow), flow), flow
+
+    def _remember(self, hidden: Tensor, flow: Flow) -> Memory:
+        return Memory(hidden if self.bridge is None else self.bridge(hidden, flow), flow.rows_valid)
+
+    def _decode(self, given: Given, memory: Memory | None, trace: Trace | None) -> tuple[Tensor, Flow]:
+        if self.target is None or self.decoder is None:
+            raise SpecError("this model has no decoder")
+        flow = self.target.begin(given)
+        flow.trace, flow.path = trace, "decoder."
+        if memory is not None:
+            length = memory.hidden.shape[1]
+            flow.memory = memory.hidden
+            flow.memory_view = View(flow.view.queries, length, memory.valid, None, False, memory.hidden.device)
+        hidden = self.decoder(self.target(given.input, flow), flow)
+        if given.cache is not None:
+            given.cache.length += flow.view.queries
+        return hidden, flow
+
+    def _answer(self, hidden: Tensor, flow: Flow, encoder_hidden: Tensor | None = None) -> Output:
+        logits = None if self.head is None else self.head(hidden, flow)
+        pooled = None if self.pooler is None else self.pooler(hidden, flow)
+        return Output(hidden, logits, encoder_hidden, pooled)
 
 
 def parameters_of(model: nn.Module) -> int:

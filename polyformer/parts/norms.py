@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,13 @@ class LayerNorm(Norm):
 
 
 class RMSNorm(Norm):
-    """x / sqrt(mean(x²) + eps) · gain over the width (Zhang and Sennrich 2019)."""
+    """x / sqrt(mean(x²) + eps) · gain over the width (Zhang and Sennrich 2019).
+
+    `offset` is added to the trained gain: Gemma holds the difference from 1.
+    """
+
+    gain: bool = True
+    offset: float = 0.0
 
     def module(self) -> Part:
         return RMSNormPart(self)
@@ -53,6 +59,28 @@ class BatchNorm(Norm):
 
     def module(self) -> Part:
         return BatchNormPart(self)
+
+
+class PowerNorm(Norm):
+    """x / ψ · gain + bias, where ψ² is the running mean of x² over the real tokens (PN: Shen et al. 2020, section 4).
+
+    A batch's own statistics fluctuate too much on text for `BatchNorm`. Here no mean is subtracted, and both passes
+    use running statistics: the backward one in place of what the batch's share in ψ would contribute (algorithm 2).
+    In the first `warmup` steps of training, while they are gathered, those of the batch are used, with their exact
+    gradient (the paper's PN-V). `momentum` is the paper's 1 - α. The authors scale each row before it, which is
+    `Chain((RMSNorm(width, gain=False), PowerNorm(width)))`.
+    """
+
+    momentum: float = 0.1
+    warmup: int = 4000
+
+    def check(self) -> None:
+        super().check()
+        self.require(0 < self.momentum <= 1, f"momentum must be in (0, 1], not {self.momentum}")
+        self.require(self.warmup >= 0, "warmup can't be negative")
+
+    def module(self) -> Part:
+        return PowerNormPart(self)
 
 
 class LayerNormPart(Part):
@@ -73,11 +101,14 @@ class RMSNormPart(Part):
 
     def __init__(self, spec: RMSNorm) -> None:
         super().__init__(spec)
-        self.weight = nn.Parameter(torch.ones(spec.width))
-        self.shape, self.eps = (spec.width,), spec.eps
+        self.weight = nn.Parameter(torch.full((spec.width,), 1 - spec.offset)) if spec.gain else None
+        self.shape, self.eps, self.offset = (spec.width,), spec.eps, spec.offset
 
     def forward(self, x: Tensor, flow: Flow | None = None) -> Tensor:
-        return F.rms_norm(x, self.shape, self.weight, self.eps)
+        if self.weight is None or not self.offset:
+            return F.rms_norm(x, self.shape, self.weight, self.eps)
+        gain = self.offset + self.weight.float()  # in half precision the sum would lose what was trained
+        return F.rms_norm(x.float(), self.shape, gain, self.eps).to(x.dtype)
 
 
 class BatchNormPart(Part):
@@ -106,3 +137,75 @@ class BatchNormPart(Part):
         else:
             mean, variance = self.running_mean, self.running_variance
         return (x - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+
+
+class PowerNormPart(Part):
+    """x [B, S, width] -> the same shape, in the statistics' precision; outside of training ψ stays as it is.
+
+    Attributes:
+        running_square: ψ² [width].
+        running_slope: the paper's ν [width], the mean of x̂ · ∂L/∂x̂ over tokens as it runs through training.
+        steps: how many training passes there were.
+    """
+
+    running_square: Tensor
+    running_slope: Tensor
+    steps: Tensor
+
+    def __init__(self, spec: PowerNorm) -> None:
+        super().__init__(spec)
+        self.weight = nn.Parameter(torch.ones(spec.width))
+        self.bias = nn.Parameter(torch.zeros(spec.width))
+        self.register_buffer("running_square", torch.ones(spec.width))
+        self.register_buffer("running_slope", torch.zeros(spec.width))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.eps, self.momentum, self.warmup = spec.eps, spec.momentum, spec.warmup
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        x = x.to(self.running_square.dtype)
+        rows = _real_rows(x, flow.rows_valid)
+        if self.training and len(rows) > 0:
+            self.steps += 1
+            square, step = rows.detach().square().mean(0), int(self.steps)
+            warm = step <= self.warmup
+            scale = torch.rsqrt((square if warm else self.running_square) + self.eps)
+            self.running_square.lerp_(square, 1 / step if warm else self.momentum)
+            given = (scale, self.running_slope, self.momentum, warm)
+            scaled: Tensor = PowerScale.apply(x, flow.rows_valid, *given)  # type: ignore[no-untyped-call]
+        else:
+            scaled = x * torch.rsqrt(self.running_square + self.eps)
+        return scaled * self.weight + self.bias
+
+
+class PowerScale(torch.autograd.Function):
+    """(x [B, S, D], which rows are real [B, S] or None, 1/ψ [D], ν [D], momentum, exact) -> x̂ = x/ψ [B, S, D].
+
+    ∂L/∂x = (∂L/∂x̂ - ν x̂) / ψ, and then ν takes in this batch's mean of x̂ · ∂L/∂x̂ (Shen et al. 2020, algorithm 2).
+    Where ψ is the batch's own (`exact`), that mean in place of ν makes it the gradient itself.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, real: Tensor | None, scale: Tensor, slope: Tensor, momentum: float, exact: bool
+    ) -> Tensor:
+        scaled: Tensor = x * scale
+        ctx.save_for_backward(scaled, real, scale)
+        ctx.slope, ctx.momentum, ctx.exact = slope, momentum, exact
+        return scaled
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        scaled, real, scale = ctx.saved_tensors
+        rows = _real_rows(scaled, real)
+        own, square = (_real_rows(gradient, real) * rows).mean(0), rows.square().mean(0)
+        share = (own if ctx.exact else ctx.slope) * scaled
+        if real is not None:  # padding has no part in the statistics
+            share = share.masked_fill(~real[..., None], 0.0)
+        found = (gradient - share) * scale
+        ctx.slope.mul_(1 - ctx.momentum * square).add_(own, alpha=ctx.momentum)
+        return found, None, None, None, None, None
+
+
+def _real_rows(x: Tensor, real: Tensor | None) -> Tensor:
+    """[B, S, D] -> [N, D]."""
+    return x.flatten(0, -2) if real is None else x[real]

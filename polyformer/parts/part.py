@@ -38,6 +38,12 @@ class Part(nn.Module):
         raise NotImplementedError
 
 
+class Slotted(Part):
+    """A part that is known by where it stands: in caches and traces as `flow.path + slot`, which its stack gives it."""
+
+    slot = ""
+
+
 def draw_normal(tensor: Tensor, std: float) -> None:
     """Fill with normally distributed initial values, except on the meta device.
 

@@ -17,13 +17,19 @@ if TYPE_CHECKING:
 
 
 class Position(Spec, abstract=True):
-    """A vector of `width` for each place; `length` places at most (None: any number)."""
+    """A vector of `width` for each place; `length` places at most (None: any number).
+
+    The first place has the number `offset`: fairseq's models count from 2, as the padding token's number stands
+    before.
+    """
 
     width: int
     length: int | None = None
+    offset: int = 0
 
     def check(self) -> None:
         self.require(self.width > 0, "width must be at least 1")
+        self.require(self.offset >= 0, "offset can't be negative")
         self.require(self.length is None or self.length > 0, "length must be at least 1")
 
 
@@ -31,14 +37,31 @@ class Sinusoidal(Position):
     """PE(pos, 2i) = sin(pos / base^(2i/d)), PE(pos, 2i+1) = the cosine (Vaswani et al. 2017, section 3.5).
 
     `layout` says where they stand: sines and cosines alternate as in the paper, or all sines come first, as in
-    tensor2tensor, fairseq and Marian.
+    tensor2tensor, fairseq and Marian. `spacing` says how the wavelengths are spaced: so that `base` would be reached
+    at the index `width`, as in the paper, or by the last pair ("ends"), as in tensor2tensor and fairseq.
     """
 
     layout: Literal["interleaved", "halves"] = "interleaved"
     base: float = 10000.0
+    spacing: Literal["paper", "ends"] = "paper"
 
     def module(self) -> Part:
         return SinusoidalPart(self)
+
+
+class Table(Position):
+    """Sinusoids held with the weights: a checkpoint's own table is used as it is and saved again, but never trained."""
+
+    layout: Literal["interleaved", "halves"] = "interleaved"
+    base: float = 10000.0
+    spacing: Literal["paper", "ends"] = "paper"
+
+    def check(self) -> None:
+        super().check()
+        self.require(self.length is not None, "a table of positions needs a length")
+
+    def module(self) -> Part:
+        return TablePart(self)
 
 
 class Learned(Position):
@@ -81,15 +104,18 @@ class SinusoidalPart(PositionPart):
         if self.table is None or len(self.table) < needed or self.table.device != x.device:
             rows = max(needed, 64) if self.table is None else max(needed, 2 * len(self.table))
             with torch.inference_mode(False):  # or a table made while translating could never be trained with
-                self.table = self._make(rows).to(x.device)
+                self.table = self.rows(rows).to(x.device)
         return self.table[flow.positions].to(x.dtype)
 
-    def _make(self, rows: int) -> Tensor:
+    def rows(self, rows: int) -> Tensor:
+        """Return the vectors of the first so many places: [rows, width]."""
         spec = self.spec
         assert isinstance(spec, Sinusoidal)
         pairs = -(-spec.width // 2)
-        exponents = torch.arange(pairs, dtype=torch.float64, device="cpu") * (-2 * math.log(spec.base) / spec.width)
-        angles = torch.arange(rows, dtype=torch.float64, device="cpu")[:, None] * exponents.exp()
+        step = 1 / max(pairs - 1, 1) if spec.spacing == "ends" else 2 / spec.width
+        exponents = torch.arange(pairs, dtype=torch.float64, device="cpu") * (-step * math.log(spec.base))
+        numbers = torch.arange(spec.offset, spec.offset + rows, dtype=torch.float64, device="cpu")
+        angles = numbers[:, None] * exponents.exp()
         if spec.layout == "interleaved":
             table = torch.stack((angles.sin(), angles.cos()), -1).flatten(1)
         else:
@@ -97,16 +123,34 @@ class SinusoidalPart(PositionPart):
         return table[:, : spec.width].float()
 
 
-class LearnedPart(PositionPart):
-    """Holds the table [length, width]."""
+class TablePart(PositionPart):
+    """Holds the table [length, width] as a buffer."""
 
-    def __init__(self, spec: Learned) -> None:
+    weight: Tensor
+
+    def __init__(self, spec: Table) -> None:
         super().__init__(spec)
         assert spec.length is not None
         self.length = spec.length
-        self.weight = nn.Parameter(torch.empty(spec.length, spec.width))
-        draw_normal(self.weight, 0.02)
+        waves = Sinusoidal(spec.width, spec.length, spec.offset, spec.layout, spec.base, spec.spacing)
+        table = torch.empty(spec.length, spec.width)
+        self.register_buffer("weight", table if table.is_meta else SinusoidalPart(waves).rows(spec.length).to(table))
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         self.refuse_beyond(flow.positions)
         return self.weight[flow.positions]
+
+
+class LearnedPart(PositionPart):
+    """Holds the table [offset + length, width]; its first `offset` rows are never read."""
+
+    def __init__(self, spec: Learned) -> None:
+        super().__init__(spec)
+        assert spec.length is not None
+        self.length, self.offset = spec.length, spec.offset
+        self.weight = nn.Parameter(torch.empty(spec.offset + spec.length, spec.width))
+        draw_normal(self.weight, 0.02)
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        self.refuse_beyond(flow.positions)
+        return self.weight[flow.positions + self.offset]

@@ -43,6 +43,18 @@ class Chain(Spec):
         return ChainPart(self)
 
 
+class Branches(Spec):
+    """The sum of several steps on the same rows: attention and feed-forward side by side (GPT-J, GPT-NeoX, PaLM)."""
+
+    steps: tuple[Spec, ...]
+
+    def check(self) -> None:
+        self.require(len(self.steps) > 0, "needs at least one step")
+
+    def module(self) -> Part:
+        return BranchesPart(self)
+
+
 class ResidualPart(Part):
     """x [B, S, D] -> [B, S, D]."""
 
@@ -69,3 +81,16 @@ class ChainPart(Part):
         for step in self.steps:
             x = step(x, flow)
         return x
+
+
+class BranchesPart(Part):
+    """x [B, S, D] -> the sum of what the steps make of it."""
+
+    steps: nn.ModuleList
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        first, *others = self.steps
+        total: Tensor = first(x, flow)
+        for step in others:
+            total = total + step(x, flow)
+        return total

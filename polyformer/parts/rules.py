@@ -6,6 +6,7 @@ of the batch, and `View` adds it to every rule.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +22,10 @@ class Rule(Record, abstract=True):
     def allowed(self, view: View) -> Tensor | None:
         """Return a boolean [1 or B, S, K], True where query s may look at key k; None means everywhere."""
         raise NotImplementedError
+
+    def here(self, view: View) -> Rule:
+        """Return the simplest rule that means the same in this batch."""
+        return self
 
     def __and__(self, other: Rule) -> Rule:
         parts = [rule for side in (self, other) for rule in (side.rules if isinstance(side, All) else (side,))]
@@ -47,8 +52,27 @@ class Causal(Rule):
         return (places[None, :] <= places[view.keys - view.queries :, None])[None]
 
 
+class Window(Rule):
+    """A query looks at keys less than `width` places away, to either side; `Causal() & Window(w)` is Mistral's
+    sliding window (Jiang et al. 2023, section 2), `Window(w)` Longformer's (Beltagy et al. 2020)."""
+
+    width: int
+
+    def check(self) -> None:
+        self.require(self.width > 0, "width must be at least 1")
+
+    def here(self, view: View) -> Rule:
+        return Everyone() if view.keys <= self.width else self
+
+    def allowed(self, view: View) -> Tensor | None:
+        return view.apart().abs() < self.width
+
+
 class SameDocument(Rule):
     """A query looks at keys of its own document only: several documents packed into one row don't meet."""
+
+    def here(self, view: View) -> Rule:
+        return Everyone() if view.key_documents is None else self
 
     def allowed(self, view: View) -> Tensor | None:
         if view.key_documents is None:
@@ -64,6 +88,9 @@ class All(Rule):
 
     def check(self) -> None:
         self.require(len(self.rules) > 0, "needs at least one rule")
+
+    def here(self, view: View) -> Rule:
+        return functools.reduce(Rule.__and__, (rule.here(view) for rule in self.rules))
 
     def allowed(self, view: View) -> Tensor | None:
         found = None
@@ -112,6 +139,31 @@ class View:
     right_padded: bool
     device: torch.device
     _masks: dict[Rule, Mask] = field(default_factory=dict)
+    _biased: tuple[Tensor, Rule, Tensor] | None = None
+
+    @functools.cached_property
+    def places(self) -> Tensor:
+        """Integers [1 or B, K], the place of each key in its own document, counted from 0 over its real tokens."""
+        if self.key_documents is not None:
+            return _places_in_documents(self.key_documents, self.valid)
+        if self.valid is None or self.right_padded:
+            return torch.arange(self.keys, device=self.device)[None]
+        return (self.valid.long().cumsum(1) - 1).clamp(min=0)
+
+    @functools.cached_property
+    def gaps(self) -> bool:
+        """Whether padding may stand between real tokens, as where a padded prompt is continued."""
+        if self.valid is None or self.right_padded:
+            return False
+        return bool((self.valid[:, :-1] & ~self.valid[:, 1:]).any())
+
+    def apart(self) -> Tensor:
+        """Return the place of each key minus that of each query: integers [1 or B, S, K].
+
+        Only what stands in one document is compared, so that without gaps their places in the row will do.
+        """
+        places = self.places if self.gaps else torch.arange(self.keys, device=self.device)[None]
+        return places[:, None, :] - places[:, self.keys - self.queries :, None]
 
     def mask(self, rule: Rule) -> Mask:
         """Lower a rule for this batch."""
@@ -120,7 +172,17 @@ class View:
             found = self._masks[rule] = self._lower(rule)
         return found
 
+    def biased(self, rule: Rule, bias: Tensor) -> Tensor:
+        """Return a score bias with -inf where the rule forbids (kept as long as layers share the bias)."""
+        if self._biased is None or self._biased[0] is not bias or self._biased[1] != rule:
+            mask = self.mask(rule)
+            allowed = rule.allowed(self)[:, None] if mask.causal else mask.allowed  # type: ignore[index]
+            made = bias if allowed is None else bias.masked_fill(~allowed, float("-inf"))
+            self._biased = (bias, rule, made)
+        return self._biased[2]
+
     def _lower(self, rule: Rule) -> Mask:
+        rule = rule.here(self)
         if rule == Causal() and self.queries == self.keys and (self.valid is None or self.right_padded):
             return Mask(causal=self.keys > 1, allowed=None, empty=None)
         allowed = rule.allowed(self)
@@ -135,3 +197,13 @@ class View:
         if not bool(empty.any()):
             return Mask(causal=False, allowed=allowed[:, None], empty=None)
         return Mask(causal=False, allowed=(allowed | empty)[:, None], empty=empty[:, None])
+
+
+def _places_in_documents(documents: Tensor, valid: Tensor | None) -> Tensor:
+    """Count from 0 within each run of equal ids, whatever ids padding has: [B, K] -> [B, K]."""
+    places = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    starts = torch.ones_like(documents, dtype=torch.bool)
+    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    if valid is not None:
+        starts[:, 1:] |= valid[:, 1:] != valid[:, :-1]
+    return places - torch.where(starts, places, 0).cummax(1).values

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from polyformer.parts.heads import LMHeadPart
 from polyformer.parts.linear import LinearPart
 
 if TYPE_CHECKING:
@@ -60,9 +61,11 @@ def sequence_loss(head: Part, hidden: Tensor, labels: Tensor, smoothing: float =
     if tokens < len(flat):
         places = real.nonzero()[:, 0]
         rows, flat = rows.index_select(0, places), flat.index_select(0, places)
-    projection = getattr(head, "projection", None)
-    if type(projection) is LinearPart:
-        objective, likelihood = ChunkedCrossEntropy.apply(rows, projection.weight, projection.bias, flat, smoothing)  # type: ignore[no-untyped-call]
+    if isinstance(head, LMHeadPart) and head.cap is None and type(head.projection) is LinearPart:
+        matrix, bias = head.projection.weight, head.projection.bias
+        prepared = head.prepare(rows)
+        learning = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (prepared, matrix, bias))
+        objective, likelihood = ChunkedCrossEntropy.apply(prepared, matrix, bias, flat, smoothing, learning)  # type: ignore[no-untyped-call]
         return Loss(objective, likelihood, tokens)
     size = max(1, CHUNK_BYTES // (4 * 32768))
     pieces = [
@@ -81,21 +84,22 @@ def _plain_loss(head: Part, rows: Tensor, labels: Tensor, smoothing: float) -> t
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """(rows [N, D], weight [V, D], bias [V] or None, labels [N], ε) -> (objective, likelihood), both sums.
+    """(rows [N, D], weight [V, D], bias [V] or None, labels [N], ε, learning) -> (objective, likelihood), both sums.
 
     The gradient of the objective with respect to a row's logits is softmax - (1 - ε)·onehot - ε/V. It is known as
-    soon as the logits are, so forward computes all gradients and backward only scales them.
+    soon as the logits are, so forward computes all gradients and backward only scales them; unless nothing is being
+    learned.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, smoothing: float
+        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, smoothing: float, learning: bool
     ) -> tuple[Tensor, Tensor]:
         device = rows.device.type
         kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
         with torch.autocast(device, enabled=False):
             inputs, matrix = rows.to(kind), weight.to(kind)
-            gradients = Gradients.like(inputs, weight, bias) if any(ctx.needs_input_grad[:3]) else None
+            gradients = Gradients.like(inputs, weight, bias) if learning else None
             size = min(len(rows), max(1, CHUNK_BYTES // (4 * len(weight))))
             low = torch.empty(size, len(weight), dtype=kind, device=rows.device)
             room = low.to(torch.promote_types(kind, torch.float32))  # `low` itself where that is wide enough
@@ -124,7 +128,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor, _: Any) -> tuple[Any, ...]:
         found = ctx.gradients
         bias = None if found.bias is None else found.bias * scale
-        return found.rows.to(ctx.kind) * scale, found.weight * scale, bias, None, None
+        return found.rows.to(ctx.kind) * scale, found.weight * scale, bias, None, None, None
 
 
 def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -126,6 +126,11 @@ def rows_below(ours: str, disk: str, names: Mapping[str, str]) -> list[Row]:
     return [Row(f"{ours}.{mine}.{{w}}", f"{disk}.{theirs}.{{w}}") for mine, theirs in names.items()]
 
 
+def below(prefix: str, rows: Iterable[Row]) -> list[Row]:
+    """Return the rows with a prefix before their names on disk: a model inside of another."""
+    return [Row(row.ours, [prefix + name for name in row.disk], *row.operations) for row in rows]
+
+
 Check = Callable[[Tensor], bool]
 
 
@@ -137,11 +142,17 @@ class Names:
         computed: tensors that a file may hold although they follow from the configuration (position tables, masks),
             by their pattern on disk, each with a check that the file's tensor is what we compute. They are neither
             loaded nor saved.
+        added: of these, the ones that are saved all the same, by their name on disk.
     """
 
-    def __init__(self, rows: Iterable[Row], computed: Mapping[str, Check] | None = None) -> None:
-        self.rows = tuple(rows)
-        self.computed = [(_compile(pattern), check) for pattern, check in (computed or {}).items()]
+    def __init__(
+        self,
+        rows: Iterable[Row],
+        computed: Mapping[str, Check] | None = None,
+        added: Mapping[str, Callable[[], Tensor]] | None = None,
+    ) -> None:
+        self.rows, self.added = tuple(rows), added or {}
+        self.computed = dict(computed or {})
 
     def to_ours(self, tensors: Mapping[str, Tensor]) -> TensorMap:
         """Rename and convert a checkpoint's tensors, each when it is asked for.
@@ -153,7 +164,7 @@ class Names:
         """
         rest = []
         for name in tensors:
-            check = next((check for pattern, check in self.computed if pattern.fullmatch(name)), None)
+            check = next((check for pattern, check in self.computed.items() if _compile(pattern).fullmatch(name)), None)
             if check is None:
                 rest.append(name)
             elif not check(tensors[name]):
@@ -169,7 +180,8 @@ class Names:
         """
         firsts = [(row.ours, row.disk) for row in self.rows]
         plan = _plan(tensors, firsts, functools.partial(called, tensors))
-        return _convert(tensors, plan, [row.to_disk for row in self.rows], repr)
+        made = _convert(tensors, plan, [row.to_disk for row in self.rows], repr)
+        return TensorMap({name: functools.partial(made.__getitem__, name) for name in made} | dict(self.added))
 
     def _called_on_disk(self, name: str) -> str:
         for row in self.rows:

@@ -16,12 +16,34 @@ LIMIT = 8 * 2**20
 def parse(text: bytes, where: str) -> dict[str, Any]:
     """Read one JSON object.
 
-    Python's reader keeps the last of two equal keys and says nothing; here that is an error, since the two could
-    describe different tensors to different readers.
-
     Raises:
         WeightsError: text that is too long, not UTF-8, not JSON, nested too deeply, not an object, or that has a
             key twice in one object; it names `where`.
+    """
+    found = _decode(text, where)
+    if not isinstance(found, dict):
+        raise WeightsError(f"{where} should hold a JSON object, not {type(found).__name__}")
+    return found
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object; raises `WeightsError` as `parse` does, or if it can't be read."""
+    return parse(_bytes(path), str(path))
+
+
+def read_list(path: Path) -> list[Any]:
+    """Read a file that holds one JSON list; raises `WeightsError` in the same way."""
+    found = _decode(_bytes(path), str(path))
+    if not isinstance(found, list):
+        raise WeightsError(f"{path} should hold a JSON list, not {type(found).__name__}")
+    return found
+
+
+def _decode(text: bytes, where: str) -> Any:
+    """Read any JSON.
+
+    Python's reader keeps the last of two equal keys and says nothing; here that is an error, since the two could
+    describe different tensors to different readers.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -34,7 +56,7 @@ def parse(text: bytes, where: str) -> dict[str, Any]:
     if len(text) > LIMIT:
         raise WeightsError(f"{where} is {len(text):,} bytes of JSON, more than the {LIMIT:,} that are read at most")
     try:
-        found = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+        return json.loads(text.decode("utf-8"), object_pairs_hook=unique)
     except UnicodeDecodeError as error:
         raise WeightsError(f"{where} is not UTF-8 at byte {error.start}; it is damaged or no such file") from None
     except RecursionError:
@@ -45,13 +67,9 @@ def parse(text: bytes, where: str) -> dict[str, Any]:
         raise
     except ValueError as error:
         raise WeightsError(f"{where} is not usable JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise WeightsError(f"{where} should hold a JSON object, not {type(found).__name__}")
-    return found
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object; raises `WeightsError` as `parse` does, or if it can't be read."""
+def _bytes(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             text = file.read(LIMIT + 1)
@@ -59,4 +77,4 @@ def read(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} can't be read: {error.strerror}") from None
     if len(text) > LIMIT:
         raise WeightsError(f"{path} is longer than the {LIMIT:,} bytes of JSON that are read at most")
-    return parse(text, str(path))
+    return text

@@ -31,7 +31,7 @@ def test_known_keys_are_read_and_idle_ones_accepted() -> None:
         ({"rope_theta": 1e4}, "config.json has a key 'rope_theta' that the family marian does not know$"),
         ({"dropuot": 0.1}, r"a key 'dropuot' .* \(did you mean 'dropout'\?\)"),
         ({"normalize_before": True}, "config.json has normalize_before = True; only False is supported"),
-        ({"encoder_layerdrop": 0.1}, "encoder_layerdrop = 0.1; only 0.0 is supported"),
+        ({"static_position_embeddings": False}, "static_position_embeddings = False; only True is supported"),
         ({"quantization_config": {"bits": 4}}, "key 'quantization_config'"),
         ({"hidden_size": 65}, "hidden_size = 65, but d_model = 64"),
         ({"d_model": "64"}, "d_model should be a whole number, not '64'"),

@@ -14,10 +14,9 @@ from torch import Tensor
 import polyformer as pf
 from polyformer.errors import SpecError, WeightsError
 from polyformer.families import Marian
-from polyformer.families.config import PLAIN
+from polyformer.families.config import PLAIN, keys
 from polyformer.parts import Transformer
 from polyformer.parts.flow import GrowingCache, StaticCache
-from polyformer.spec import field_types
 from polyformer.weights.files import SINGLE
 
 transformers = pytest.importorskip("transformers")
@@ -226,7 +225,7 @@ def test_the_configuration_survives_its_files(name: str) -> None:
 
 def test_the_defaults_are_the_reference_s() -> None:
     reference = transformers.MarianConfig().to_dict()
-    for key in field_types(Marian):
+    for key in keys(Marian):
         if key != "decoder_vocab_size":
             assert getattr(Marian(), key) == reference[key], key
     for key, value in (PLAIN | Marian.unused).items():

@@ -7,7 +7,18 @@ import torch
 from torch import Tensor
 
 from polyformer.errors import SpecError
-from polyformer.parts import Attention, Causal, CrossAttention, Linear, Rule, SameDocument, Softmax, Stack, Trace
+from polyformer.parts import (
+    Attention,
+    Causal,
+    Context,
+    CrossAttention,
+    Linear,
+    Rule,
+    SameDocument,
+    Softmax,
+    Stack,
+    Trace,
+)
 from polyformer.parts.attention import Projected
 from polyformer.parts.flow import Flow, GrowingCache, start_flow
 from polyformer.parts.part import Part
@@ -211,7 +222,7 @@ class TestKernel:
     def test_scale(self, scale: float | None) -> None:
         q, k, v = self.tensors()
         view = start_flow(q[:, 0]).view
-        found = Softmax(scale).build().attend((q, k, v), Everyone(), view, None)
+        found = Softmax(scale).build().attend((q, k, v), Context(Everyone(), view))
         torch.testing.assert_close(found, attend(q, k, v, lambda *_: True, scale))
 
     @rules
@@ -223,7 +234,7 @@ class TestKernel:
         documents = torch.tensor([[0, 1, 1], [0, 0, 1]])
         view = start_flow(q[:, 0], torch.tensor(padding), documents).view
         kernel = Softmax().build()
-        found = kernel.attend((q, k, v), rule, view, bias)
+        found = kernel.attend((q, k, v), Context(rule, view, bias))
         keys = k.repeat_interleave(2, 1)
         scores = q @ keys.transpose(-1, -2) / 5**0.5 + bias
         allowed = torch.tensor(
@@ -237,17 +248,17 @@ class TestKernel:
         torch.testing.assert_close(found[real], (weights @ v.repeat_interleave(2, 1))[real])
         found.sum().backward()
         assert torch.isfinite(bias.grad).all()
-        traced = kernel.weights(q, k, rule, view, bias).double()
+        traced = kernel.weights(q, k, Context(rule, view, bias)).double()
         torch.testing.assert_close(traced[real[..., :3]], weights[real[..., :3]], rtol=1e-5, atol=1e-5)
 
     def test_dropout_of_weights(self) -> None:
         q, k, v = x_of(1, 1, 1, 4), x_of(1, 1, 4000, 4) * 0, torch.ones(1, 1, 4000, 4, dtype=torch.float64)
         view = View(1, 4000, None, None, False, q.device)
         kernel = Softmax(dropout=0.5).build()
-        dropped = float(kernel.train().attend((q, k, v), Everyone(), view, None)[0, 0, 0, 0].detach())
+        dropped = float(kernel.train().attend((q, k, v), Context(Everyone(), view))[0, 0, 0, 0].detach())
         assert dropped != 1
         assert dropped == pytest.approx(1, abs=0.1)
-        torch.testing.assert_close(kernel.eval().attend((q, k, v), Everyone(), view, None), torch.ones_like(q))
+        torch.testing.assert_close(kernel.eval().attend((q, k, v), Context(Everyone(), view)), torch.ones_like(q))
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
     def test_half_width_inputs(self, dtype: torch.dtype) -> None:

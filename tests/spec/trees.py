@@ -85,6 +85,46 @@ SAMPLES: dict[type[Spec], Spec] = {
         Stack((block(), block(cross=True)), LayerNorm(WIDTH)),
         LMHead.of_width(WIDTH, 11),
         translator(),
+        parts.DropPath(0.1),
+        parts.Scale(0.5),
+        parts.Table(WIDTH, 9),
+        parts.TransformerXL.of_width(WIDTH, 2),
+        parts.Turned(parts.Rotary(WIDTH // 2), 2),
+        parts.Token(WIDTH),
+        parts.GridPositions(WIDTH, (2, 3), before=1),
+        parts.Patches((2, 2), 3, Linear(12, WIDTH), (parts.Token(WIDTH),), norm=LayerNorm(WIDTH)),
+        parts.GridBias(2, 3, 3),
+        parts.Windows(Attention.of_width(WIDTH, 2, SameDocument()), 3, 1),
+        parts.PatchMerging.of_width(WIDTH),
+        parts.Pyramid((Stack((block(),)), Stack((block(2 * WIDTH),))), (parts.PatchMerging.of_width(WIDTH),)),
+        parts.Convolution(WIDTH, WIDTH, 3, padding=1, groups=2),
+        parts.ChannelNorm(WIDTH),
+        parts.GatedConvolution.of_width(WIDTH, 3),
+        parts.Frames(parts.Convolution(1, WIDTH, 3), positions=Sinusoidal(WIDTH), dropout=Dropout(0.1)),
+        parts.MaskedSpans(WIDTH, 0.1),
+        parts.Idle(((2, 3), ())),
+        parts.PowerNorm(WIDTH),
+        parts.Alibi(3),
+        parts.Buckets(2, 8, 16),
+        parts.Shaw(WIDTH // 2, 3),
+        parts.Rotary(WIDTH // 2, scaling=parts.Yarn(4.0, 32)),
+        parts.PerHead(RMSNorm(WIDTH // 2)),
+        parts.Lookup("token_type_ids", 2, WIDTH),
+        parts.Experts.of(FeedForward.of_widths(WIDTH, 12), WIDTH, 3, 2),
+        parts.Gated(FeedForward.of_widths(WIDTH, 12), Linear(WIDTH, 1)),
+        parts.Capped(30.0),
+        parts.Nth(),
+        parts.Last(),
+        parts.LastOf(2),
+        parts.Mean(),
+        parts.Max(),
+        parts.Normalise(),
+        parts.Activate("tanh"),
+        parts.Squeeze(),
+        parts.Clip(3.0),
+        parts.MeanOfHeads((Linear(WIDTH, 2), Linear(WIDTH, 2))),
+        parts.Branches((Linear(WIDTH, WIDTH), LayerNorm(WIDTH))),
+        parts.Repeat(block(), 3),
     )
 }
 
@@ -122,8 +162,9 @@ def trees(draw: st.DrawFn, base: type[Record] = Spec, depth: int = 3) -> Record:
 
 
 def _valid(cls: type[Record]) -> st.SearchStrategy[Record]:
-    known: dict[str, Record] = {"Heads": parts.Heads(4, 2, 2), "All": Causal() & SameDocument()}
-    return st.just(known[cls.__name__])
+    both = Causal() & SameDocument()
+    known = (parts.Heads(4, 2, 2), both, parts.Window(3), parts.Llama3(), parts.Yarn(4.0, 32), parts.Dynamic(2.0, 16))
+    return st.just({type(one).__name__: one for one in known}[cls.__name__])
 
 
 def _has_records(cls: type[Record]) -> bool:

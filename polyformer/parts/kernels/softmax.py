@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from polyformer.parts.kernels.kernel import Context, Kernel, KernelPart, dense_weights
 from polyformer.parts.part import Part
-from polyformer.spec import Spec
-
-if TYPE_CHECKING:
-    from polyformer.parts.rules import Rule, View
 
 
 @contextmanager
@@ -29,10 +25,6 @@ def exact_on_cpu(q: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
         return
     with torch.autocast("cpu", enabled=False):
         yield Tensor.float
-
-
-class Kernel(Spec, abstract=True):
-    """Computes attention from queries, keys and values under a rule."""
 
 
 class Softmax(Kernel):
@@ -51,25 +43,6 @@ class Softmax(Kernel):
         return SoftmaxPart(self)
 
 
-class KernelPart(Part):
-    """The seam for other exact attentions: it is handed q, k, v, the rule and a score bias."""
-
-    def attend(self, qkv: tuple[Tensor, Tensor, Tensor], rule: Rule, view: View, bias: Tensor | None) -> Tensor:
-        """Return the mixed values [B, H, S, E].
-
-        Args:
-            qkv: q [B, H, S, E], k and v [B, G, K, E] with H a multiple of G.
-            rule, view: who may look at whom.
-            bias: added to the scores, broadcastable to [B, H, S, K].
-        A query with nothing to look at gets zeros.
-        """
-        raise NotImplementedError
-
-    def weights(self, q: Tensor, k: Tensor, rule: Rule, view: View, bias: Tensor | None) -> Tensor:
-        """Return the attention weights [B, H, S, K] themselves, for explanations."""
-        raise NotImplementedError
-
-
 class SoftmaxPart(KernelPart):
     """SDPA chooses the implementation; the masks are shared by all layers of a pass."""
 
@@ -77,16 +50,13 @@ class SoftmaxPart(KernelPart):
         super().__init__(spec)
         self.scale, self.dropout = spec.scale, spec.dropout
 
-    def attend(self, qkv: tuple[Tensor, Tensor, Tensor], rule: Rule, view: View, bias: Tensor | None) -> Tensor:
+    def attend(self, qkv: tuple[Tensor, Tensor, Tensor], context: Context) -> Tensor:
         q, k, v = qkv
-        mask = view.mask(rule)
-        allowed: Tensor | None = mask.allowed
-        causal = mask.causal
-        if bias is not None:
-            if causal:
-                allowed, causal = rule.allowed(view)[:, None], False  # type: ignore[index]
-            allowed = bias if allowed is None else bias.masked_fill(~allowed, float("-inf"))
+        mask = context.view.mask(context.rule)
+        allowed, causal = mask.allowed, mask.causal
         with exact_on_cpu(q) as widen:
+            if context.bias is not None:
+                allowed, causal = widen(context.view.biased(context.rule, context.bias)), False
             out = F.scaled_dot_product_attention(
                 widen(q),
                 widen(k),
@@ -100,15 +70,7 @@ class SoftmaxPart(KernelPart):
         out = out.to(q.dtype)
         return out if mask.empty is None else out.masked_fill(mask.empty, 0.0)
 
-    def weights(self, q: Tensor, k: Tensor, rule: Rule, view: View, bias: Tensor | None) -> Tensor:
+    def weights(self, q: Tensor, k: Tensor, context: Context) -> Tensor:
         k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
         scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
-        scores = (q @ k.transpose(-1, -2)).float() * scale
-        if bias is not None:
-            scores = scores + bias
-        mask = view.mask(rule)
-        allowed = rule.allowed(view) if mask.causal else mask.allowed
-        if allowed is not None:
-            scores = scores.masked_fill(~(allowed[:, None] if allowed.ndim == 3 else allowed), float("-inf"))
-        found = torch.softmax(scores, -1)
-        return found if mask.empty is None else found.masked_fill(mask.empty, 0.0)
+        return dense_weights(q @ k.transpose(-1, -2) * scale, context)

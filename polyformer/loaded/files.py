@@ -1,0 +1,75 @@
+"""Loading and saving: which kind of folder or file it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from polyformer.errors import WeightsError
+from polyformer.families.sentence import MODULES
+from polyformer.loaded.model import Loaded
+from polyformer.loaded.own import SPEC, load_own, save_own
+from polyformer.loaded.reference import CONFIG, load_reference, save_reference
+from polyformer.weights.files import read_tensors
+from polyformer.weights.folders import recover, staged_folder
+
+
+def load(
+    path: str | Path,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    pickled: bool = False,
+) -> Loaded:
+    """Load a model from a run folder of ours, a Hugging Face folder, or a GGUF file.
+
+    The weights stay memory-mapped until they are used, and are in memory once.
+
+    Args:
+        path: the folder, or the file.
+        device: where the model goes; the processor if None.
+        dtype: of its floating-point tensors; as they are on disk if None (float32 where they are quantised there).
+        pickled: read a folder's weights from a pickle, which is refused otherwise. Only plain tensors are taken
+            from it, but a pickle from a source that you don't trust is better left alone.
+    Raises:
+        WeightsError: no such folder, damaged files, tensors missing, left over or of a wrong shape.
+        SpecError: a configuration that is not understood in full.
+    """
+    path = Path(path)
+    recover(path)
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        from polyformer.loaded.gguf import load_gguf
+
+        return load_gguf(path, device, dtype)
+    if not path.is_dir():
+        what = "is a file; give the folder that holds it" if path.exists() else "does not exist"
+        raise WeightsError(f"{path} {what}")
+    if (path / SPEC).exists():
+        return load_own(path, device, dtype)
+    if (path / CONFIG).exists() or (path / MODULES).exists():
+        if pickled:
+            from polyformer.weights.pickled import read_pickled
+
+            return load_reference(path, device, dtype, read_pickled)
+        return load_reference(path, device, dtype, read_tensors)
+    raise WeightsError(f"{path} holds no model: neither {SPEC} (a run folder) nor {CONFIG} (a Hugging Face folder)")
+
+
+def save(loaded: Loaded, folder: str | Path, force: bool = False) -> None:
+    """Save a model with all that belongs to it.
+
+    A model of a published family goes into the reference library's layout and loads there too; one whose spec was
+    rewritten, or was ours from the start, into a folder of ours. Either way the folder appears at once and complete,
+    with a manifest, or not at all.
+
+    Args:
+        folder: the new folder.
+        force: replace a folder that was saved before.
+    Raises:
+        WeightsError: the folder exists, or can't be written; what stood there is whole.
+    """
+    with staged_folder(Path(folder), replace=force) as stage:
+        if loaded.family is not None and loaded.family.spec() == loaded.spec:
+            save_reference(loaded, loaded.family, stage)
+        else:
+            save_own(loaded, stage)

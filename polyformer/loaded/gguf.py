@@ -1,0 +1,29 @@
+"""GGUF files: the configuration, weights and tokenizer of a decoder in one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from polyformer.data.checkpoint_tokenizer import TextTokenizer
+from polyformer.families import read_family
+from polyformer.families.generation import Generation
+from polyformer.families.gguf import gguf_config, gguf_names
+from polyformer.loaded.model import Loaded, ready
+from polyformer.loaded.tokenizers import refuse_foreign
+from polyformer.weights.assemble import assemble
+from polyformer.weights.gguf import read_gguf
+
+
+def load_gguf(path: Path, device: torch.device | str | None, dtype: torch.dtype | None) -> Loaded:
+    """Load a GGUF file; quantised tensors become `dtype`, float32 if None."""
+    file = read_gguf(path, dtype or torch.float32)
+    config = gguf_config(file)
+    family = read_family(config, str(path))
+    tensors = family.names().to_ours(gguf_names(config).to_ours(file.tensors))
+    loaded = Loaded(ready(assemble(family.spec(), tensors, device, dtype)), family=family, folder=path)
+    loaded.generation = Generation.read(config, {}, str(path))
+    loaded.text_tokenizer = TextTokenizer.from_gguf(file.metadata)
+    refuse_foreign(loaded)
+    return loaded

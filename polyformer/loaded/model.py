@@ -1,0 +1,243 @@
+"""A model and what belongs to it, and what it can be asked."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polyformer.errors import SpecError
+from polyformer.families import Family
+from polyformer.families.generation import Generation
+from polyformer.parts import Chain, Mean, Normalise
+from polyformer.parts.model import Transformer, TransformerPart
+from polyformer.spec import Spec
+from polyformer.weights.folders import member
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from polyformer.answer import Filled, Label
+    from polyformer.data.checkpoint_tokenizer import TextTokenizer
+    from polyformer.data.images import ImageReader
+    from polyformer.data.tokenizer import TextPairTokenizer
+    from polyformer.generate import Continuation, Sampling, Search, Translation
+    from polyformer.parts.part import Part
+
+SMALL = 64 * 2**20
+
+
+@dataclass
+class Pooling:
+    """How a folder turns rows into a text's vector.
+
+    Attributes:
+        part: rows [B, S, D] to vectors [B, E].
+        length: the tokens that a text is cut to, or None.
+    """
+
+    part: Part
+    length: int | None = None
+
+
+@dataclass
+class Loaded:
+    """A model and what belongs to it.
+
+    Attributes:
+        model: in evaluation mode.
+        tokenizer: turns pairs of texts into ids and back; None where the folder had none.
+        text_tokenizer: the same for single texts, as published checkpoints have it; None where there is none.
+        family: the configuration it was published with, for saving it in the same layout; None for a model of ours.
+        generation: special tokens and search settings that its folder recommends.
+        folder: where it was loaded from.
+        labels: what a classifier's outputs mean.
+        pooling: turns rows into a text's vector, where the folder says how (sentence-transformers).
+        files: what else lies in the folder and belongs to the model, written back unchanged.
+    """
+
+    model: TransformerPart
+    tokenizer: TextPairTokenizer | None = None
+    family: Family | None = None
+    generation: Generation = field(default_factory=Generation)
+    folder: Path | None = None
+    text_tokenizer: TextTokenizer | None = None
+    labels: tuple[str, ...] = ()
+    pooling: Pooling | None = None
+    files: dict[str, bytes] = field(default_factory=dict, repr=False)
+
+    @property
+    def spec(self) -> Transformer:
+        """The model's spec."""
+        assert isinstance(self.model.spec, Transformer)
+        return self.model.spec
+
+    def translate(
+        self, texts: Sequence[str], settings: Search | None = None, target_language: str | None = None
+    ) -> list[list[Translation]]:
+        """Translate texts; returns for each its translations, best first.
+
+        Args:
+            settings: how to search; what the checkpoint recommends if None.
+            target_language: for models that know several.
+        Raises:
+            SpecError: there is no tokenizer, or the checkpoint recommends a search that isn't known here.
+        """
+        from polyformer.generate import translate
+
+        if isinstance(texts, str):
+            raise SpecError("translate takes a list of texts, not one text")
+        return translate(self.model, self.pairs, texts, settings or self.recommended(), target_language)
+
+    @property
+    def pairs(self) -> TextPairTokenizer:
+        """The tokenizer of sources and targets; raises `SpecError` if there is none."""
+        if self.tokenizer is not None:
+            return self.tokenizer
+        if self.text_tokenizer is None:
+            raise SpecError(f"the model in {self.folder} came without a tokenizer, so it can't read text; give it ids")
+        from polyformer.data.sides import BothSides
+
+        return BothSides(self.text_tokenizer, self.generation.decoder_start_token_id)
+
+    def recommended(self) -> Search:
+        """Return the search that the checkpoint's generation settings ask for, or our default where they are silent.
+
+        Raises:
+            SpecError: they ask for something that our search does not do.
+        """
+        from polyformer.generate import Hopeful, Limit, Power, Safe, Search
+
+        said = self.generation
+        if said == Generation():
+            return Search()
+        # renormalize_logits would share out the forbidden tokens' probability, and choose the same next token
+        unknown = [f"{key} = {value}" for key, value in said.others if key != "renormalize_logits"]
+        unknown += [f"bad_words_ids with {list(ids)}" for ids in said.bad_words_ids or () if len(ids) > 1]
+        unknown += ["early_stopping = true"] * (said.early_stopping is True)
+        if unknown:
+            raise SpecError(
+                f"the checkpoint recommends a search with {unknown[0]}, unknown here; give settings of your own"
+            )
+        limit = Search().limit if said.max_length is None else Limit(said.max_length - 1)  # the start token counts
+        return Search(
+            beams=said.num_beams,
+            penalty=Power(said.length_penalty),
+            limit=limit.replace(unfinished="cut" if said.forced_eos_token_id is None else "end"),
+            stop=Safe() if said.early_stopping == "never" else Hopeful(),
+            forbidden=tuple(ids[0] for ids in said.bad_words_ids or ()),
+            first=said.forced_bos_token_id,
+        )
+
+    @functools.cached_property
+    def images(self) -> ImageReader:
+        """What prepares images for this model, as its folder says.
+
+        Raises:
+            SpecError: a model that reads no images, or a folder that doesn't say how in a way that is understood.
+        """
+        from polyformer.data.images import ImageReader
+
+        found = None if self.folder is None or not self.reads_images else ImageReader.find(self.folder)
+        if found is None:
+            raise SpecError(f"{self.folder} doesn't say how images are prepared (preprocessor_config.json)")
+        return found
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the model's input is an image."""
+        return self.model.source is not None and self.model.source.main == "pixel_values"
+
+    @property
+    def texts(self) -> TextTokenizer:
+        """The tokenizer of single texts; raises `SpecError` if there is none."""
+        if self.text_tokenizer is None:
+            raise SpecError(f"the model in {self.folder} came without a tokenizer for single texts; give it ids")
+        return self.text_tokenizer
+
+    def generate(self, prompts: Sequence[str], settings: Sampling | None = None) -> list[str]:
+        """Continue texts with a decoder-only model; returns what follows each."""
+        return [self.texts.decode(one.ids) for one in self.continuations(prompts, settings)]
+
+    def continuations(self, prompts: Sequence[str], settings: Sampling | None = None) -> list[Continuation]:
+        """Continue texts; returns ids, log-probabilities and how each ended.
+
+        Raises:
+            SpecError: there is no tokenizer, or the model is no decoder alone.
+        """
+        from polyformer.generate import Sampling, continue_texts
+
+        rows = self.texts.encode_batch(_listed(prompts))
+        return continue_texts(self.model, rows, settings or Sampling(), self.ends())
+
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end a text, by the generation settings or else by the tokenizer."""
+        said = self.generation.eos_token_id
+        if said is None:
+            said = None if self.text_tokenizer is None else self.text_tokenizer.eos_id
+        return () if said is None else (said,) if isinstance(said, int) else said
+
+    def embed(self, texts: Sequence[str], pooling: Spec | None = None) -> Tensor:
+        """Return a vector for each text [N, D].
+
+        Args:
+            pooling: rows to vectors; the folder's own if None, or else the normalised mean of the rows. A folder
+                that says how texts are pooled may also say to how many tokens they are cut; how many were is logged.
+        Raises:
+            SpecError: there is no tokenizer, or the model has both encoder and decoder.
+        """
+        from polyformer.answer import embed_texts
+
+        own = self.pooling or Pooling(Chain((Mean(), Normalise())).build())
+        part = own.part if pooling is None else pooling.build()
+        return embed_texts(self.model, self.texts, _listed(texts), part, own.length)
+
+    def fill(self, text: str, count: int = 5) -> list[list[Filled]]:
+        """Return the likeliest tokens for each mask in a text; see `polyformer.answer.fill`."""
+        from polyformer.answer import fill
+
+        return fill(self.model, self.texts, text, count)
+
+    def classify(self, inputs: Sequence[str | Path]) -> list[list[Label]]:
+        """Return the labels of texts, or, where the model reads images, of the files named; the likeliest first.
+
+        Raises:
+            SpecError: the model has no classifier, or came without a tokenizer or a description of its images.
+        """
+        from polyformer.answer import classify_images, classify_texts
+
+        given = [str(one) for one in _listed(inputs)]
+        if self.reads_images:
+            return classify_images(self.model, self.images, [Path(one) for one in given], self.labels)
+        return classify_texts(self.model, self.texts, given, self.labels)
+
+
+def _listed(texts: Sequence[Any]) -> list[Any]:
+    if isinstance(texts, str):
+        raise SpecError("this takes a list of texts, not one text")
+    return list(texts)
+
+
+def ready(model: Any) -> TransformerPart:
+    """Return an assembled model in evaluation mode."""
+    assert isinstance(model, TransformerPart)
+    return model.eval()
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file as the reference library lays it out."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def keep(loaded: Loaded, folder: Path, name: str) -> None:
+    """Keep a small file of a folder with the model, if it is there, so that it is not lost when that is saved.
+
+    Raises:
+        WeightsError: a link out of the folder.
+    """
+    file = member(folder, name)
+    if file.is_file() and file.stat().st_size <= SMALL:
+        loaded.files[name] = file.read_bytes()

@@ -1,0 +1,77 @@
+"""Which tokenizer lies with a model, and whether it is this model's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from polyformer.errors import SpecError
+from polyformer.loaded.model import Loaded
+from polyformer.parts import TokenEmbedding
+from polyformer.spec import walk
+from polyformer.weights.folders import member
+
+if TYPE_CHECKING:
+    from polyformer.data.tokenizer import TextPairTokenizer
+
+TOKENIZER = "tokenizer"
+PUBLISHED = ("tokenizer.json", "vocab.*", "*.model")
+"""Files of which one lies with every published tokenizer."""
+
+
+def read_tokenizers(loaded: Loaded, path: Path) -> None:
+    """Give a model the tokenizer that lies with it, in a folder of its own or beside; none if there is none.
+
+    Raises:
+        SpecError: a tokenizer that belongs to another model.
+        DataError: a damaged one.
+        WeightsError: a file that is a link out of the folder.
+    """
+    place = path / TOKENIZER if (path / TOKENIZER).is_dir() else path
+    for file in (*place.glob("*.json"), *place.glob("*.spm"), *place.glob("*.model"), *place.glob("*.txt")):
+        member(place, file.name)
+    loaded.tokenizer = _pairs(place)
+    if loaded.tokenizer is None and any(next(place.glob(name), None) for name in PUBLISHED):
+        from polyformer.data.checkpoint_tokenizer import TextTokenizer
+
+        loaded.text_tokenizer = TextTokenizer.find(place)
+    refuse_foreign(loaded)
+
+
+def _pairs(place: Path) -> TextPairTokenizer | None:
+    if (place / "pair.json").exists():
+        from polyformer.data.tokenizer import PairTokenizer
+
+        return PairTokenizer.load(place)
+    if (place / "source.spm").exists():
+        from polyformer.data.marian import MarianTokenizer
+
+        return MarianTokenizer.load(place)
+    return None
+
+
+def refuse_foreign(loaded: Loaded) -> None:
+    """Raise for a tokenizer that belongs to another model: its ids would give nonsense, or none at all."""
+    pairs, text, said = loaded.tokenizer, loaded.text_tokenizer, loaded.generation
+    if text is not None:
+        most = max((size for side in ("source", "target") for size in _vocabularies(loaded, side)), default=None)
+        if most is not None and text.vocabulary > most:
+            raise SpecError(f"{loaded.folder}: the tokenizer has {text.vocabulary} tokens, but the model only {most}")
+    if pairs is None:
+        return
+    for side, known in (("source", pairs.source_vocabulary), ("target", pairs.target_vocabulary)):
+        sizes = _vocabularies(loaded, side)
+        if sizes and known > sizes[0]:
+            raise SpecError(f"{loaded.folder}: the tokenizer has {known} {side} tokens, but the model only {sizes[0]}")
+    for key, told, own in (
+        ("decoder_start_token_id", said.decoder_start_token_id, pairs.bos_id),
+        ("eos_token_id", said.eos_token_id, pairs.eos_id),
+        ("pad_token_id", said.pad_token_id, pairs.pad_id),
+    ):
+        if told not in (None, own):
+            raise SpecError(f"{loaded.folder} says {key} = {told}, but in its tokenizer that is {own}")
+
+
+def _vocabularies(loaded: Loaded, side: str) -> list[int]:
+    embed = getattr(loaded.spec, side)
+    return [record.vocabulary for _, record in walk(embed) if isinstance(record, TokenEmbedding)] if embed else []

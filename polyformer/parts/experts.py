@@ -1,0 +1,158 @@
+"""Mixture of experts: of many feed-forward networks, a router chooses a few for each row.
+
+Shape letters: B batch, S length, D width, N rows (B·S), E experts, C experts chosen for a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from polyformer.parts.linear import Linear
+from polyformer.parts.part import Part, Slotted
+from polyformer.spec import Spec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from polyformer.parts.flow import Flow
+
+
+class Experts(Spec):
+    """The sum of what the `chosen` best experts make of a row, each weighed by its probability (Shazeer et al. 2017).
+
+    `weights` are the probabilities among all experts, so that they add up to less than 1 (Switch: Fedus et al. 2022;
+    Qwen2-MoE), or among the chosen ones only (Mixtral: Jiang et al. 2024). Of one sequence, an expert takes at most
+    `capacity` real rows, the first ones; the others get nothing from it (Fedus et al. 2022, section 2.2). `jitter`
+    multiplies what the router sees by 1 ± jitter in training.
+    """
+
+    router: Spec
+    experts: tuple[Spec, ...]
+    chosen: int = 1
+    weights: Literal["all", "chosen"] = "chosen"
+    capacity: int | None = None
+    jitter: float = 0.0
+
+    def check(self) -> None:
+        count = len(self.experts)
+        self.require(0 < self.chosen <= count, f"{self.chosen} of {count} experts can't be chosen")
+        self.require(self.capacity is None or self.capacity > 0, "capacity must be at least 1")
+        self.require(0 <= self.jitter < 1, f"jitter must be in [0, 1), not {self.jitter}")
+        if isinstance(self.router, Linear):
+            self.require(self.router.outputs == count, f"a router to {self.router.outputs} has {count} experts")
+
+    @classmethod
+    def of(cls, expert: Spec, width: int, count: int, chosen: int) -> Experts:
+        """Return `count` experts of one kind for rows of `width`, with a plain router."""
+        return cls(Linear(width, count, bias=False), (expert,) * count, chosen)
+
+    def module(self) -> Part:
+        return ExpertsPart(self)
+
+
+class Gated(Spec):
+    """sigmoid(gate(x)) · op(x): an expert that every row goes through, in its own measure (Qwen2-MoE).
+
+    It stands beside the routed ones: `Branches((Experts(...), Gated(op, Linear(width, 1))))`.
+    """
+
+    op: Spec
+    gate: Spec
+
+    def module(self) -> Part:
+        return GatedPart(self)
+
+
+@dataclass
+class Routing:
+    """How one layer shared its rows out.
+
+    Attributes:
+        scores: the router's, before the softmax [N, E]; differentiable.
+        experts: the chosen ones [N, C].
+        real: boolean [N], False for padding; None if all rows are real.
+    """
+
+    scores: Tensor
+    experts: Tensor
+    real: Tensor | None = None
+
+    def balance(self) -> Tensor:
+        """Return the load-balancing loss E · Σₑ fₑ · pₑ (Fedus et al. 2022, equations 4–6), C where it is balanced.
+
+        fₑ is how many of a row's C choices fall on the expert e, pₑ its probability, both in the mean of real rows.
+        """
+        rows, count = self.scores.shape
+        real = self.scores.new_ones(rows) if self.real is None else self.real
+        share = real.float() / real.sum().clamp(min=1)
+        load = share @ F.one_hot(self.experts, count).sum(1).float()
+        return count * (load * (share @ self.scores.float().softmax(-1))).sum()
+
+    def magnitude(self) -> Tensor:
+        """Return the router z-loss, the mean over real rows of log² Σ exp(scores) (Zoph et al. 2022, equation 5)."""
+        squares = self.scores.float().logsumexp(-1).square()
+        return squares.mean() if self.real is None else (squares * self.real).sum() / self.real.sum().clamp(min=1)
+
+
+class ExpertsPart(Slotted):
+    """x [B, S, D] -> [B, S, D]. Rows are sorted by expert, so that each expert runs once, on all of its rows."""
+
+    router: Part
+    experts: nn.ModuleList
+
+    def __init__(self, spec: Experts) -> None:
+        super().__init__(spec)
+        self.chosen, self.weights, self.capacity, self.jitter = spec.chosen, spec.weights, spec.capacity, spec.jitter
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        weights, experts = self._route(x, flow)
+        rows = x.flatten(0, -2)
+        order = experts.flatten().argsort(stable=True)
+        sizes = experts.flatten().bincount(minlength=len(self.experts)).tolist()
+        pieces = torch.split(rows[order // self.chosen], sizes)
+        made = [expert(piece, flow) for expert, piece in zip(self.experts, pieces, strict=True) if len(piece)]
+        if not made:
+            return x
+        by_row = torch.cat(made)[order.argsort()].view(len(rows), self.chosen, -1)
+        return (by_row * weights.to(by_row.dtype)[..., None]).sum(1).view_as(x)
+
+    def _route(self, x: Tensor, flow: Flow) -> tuple[Tensor, Tensor]:
+        """Return the weights of the chosen experts and their numbers, each [N, C]."""
+        seen = x
+        if self.training and self.jitter:
+            seen = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
+        scores = self.router(seen, flow).flatten(0, -2)
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        weights, experts = scores.softmax(-1, dtype=wide).topk(self.chosen)
+        if self.weights == "chosen":
+            weights = weights / weights.sum(-1, keepdim=True)
+        real = flow.rows_valid
+        if self.capacity is not None:
+            weights = weights * self._within(experts.view(*x.shape[:2], -1), real).view_as(weights)
+        if flow.trace is not None and "routing" in flow.trace.wants:
+            rows_real = None if real is None else real.flatten()
+            flow.trace.routing[flow.path + self.slot] = Routing(scores, experts, rows_real)
+        return weights, experts
+
+    def _within(self, experts_BSC: Tensor, real: Tensor | None) -> Tensor:
+        """Tell which choices are among the first `capacity` of their expert in their sequence: boolean [B, S, C]."""
+        choices = F.one_hot(experts_BSC, len(self.experts)).sum(2)
+        if real is not None:
+            choices = choices * real[..., None]
+        assert self.capacity is not None
+        return choices.cumsum(1).gather(2, experts_BSC) <= self.capacity
+
+
+class GatedPart(Part):
+    """x [..., D] -> the same shape."""
+
+    op: Part
+    gate: Part
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        return torch.sigmoid(self.gate(x, flow)) * self.op(x, flow)
