@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from polyformer.answer import Filled, Label
+    from polyformer.data.chat import Message
     from polyformer.data.checkpoint_tokenizer import TextTokenizer
     from polyformer.data.images import ImageReader
     from polyformer.data.tokenizer import TextPairTokenizer
@@ -168,9 +169,25 @@ class Loaded:
         Raises:
             SpecError: there is no tokenizer, or the model is no decoder alone.
         """
+        return self._continued(self.texts.encode_batch(_listed(prompts)), settings)
+
+    def chat(self, conversations: Sequence[Sequence[Message]], settings: Sampling | None = None) -> list[str]:
+        """Answer conversations by the model's chat template; what their messages say stays text.
+
+        Args:
+            conversations: each a list of messages such as `{"role": "user", "content": "Hello"}`.
+        Raises:
+            SpecError: there is no tokenizer, or the model is no decoder alone.
+            DataError: the model came without a chat template, or it refuses the messages.
+        """
+        from polyformer.data.chat import encode_chat
+
+        rows = [encode_chat(self.texts, list(messages)) for messages in conversations]
+        return [self.texts.decode(one.ids).strip() for one in self._continued(rows, settings)]
+
+    def _continued(self, rows: Sequence[Sequence[int]], settings: Sampling | None) -> list[Continuation]:
         from polyformer.generate import Sampling, continue_texts
 
-        rows = self.texts.encode_batch(_listed(prompts))
         return continue_texts(self.model, rows, settings or Sampling(), self.ends())
 
     def ends(self) -> tuple[int, ...]:

@@ -159,6 +159,8 @@ class AttentionPart(Projected):
         self.see = spec.see
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        if flow.view.key_documents is not None and not self.see.separates():
+            raise SpecError(f"document ids would keep nothing apart: the rule {self.see} has no SameDocument in it")
         q = self.split(self.q(x, flow), self.heads.count)
         k = self.split(self.k(x, flow), self.heads.groups)
         v = self.split(self.v(x, flow), self.heads.groups)

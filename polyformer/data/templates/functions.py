@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -59,13 +60,13 @@ def default(budget: Budget, value: Any, other: Any = "", boolean: bool = False) 
 
 def length(budget: Budget, value: Any) -> int:
     """Return the number of characters or entries."""
-    return len(value) if isinstance(value, (str, list, tuple, dict, Missing)) else fault(f"a {kind(value)} is no list")
+    return len(value) if isinstance(value, (str, list, tuple, dict, Missing)) else fault(f"{kind(value)} is no list")
 
 
 def items(budget: Budget, value: Any) -> list[Any]:
     """Return the keys and values of a mapping."""
     if not isinstance(value, (dict, Missing)):
-        fault(f"a {kind(value)} has no items")
+        fault(f"{kind(value)} has no items")
     budget.take(4 * POINTER * len(value))
     return list(value.items()) if isinstance(value, dict) else []
 
@@ -112,9 +113,12 @@ def to_float(budget: Budget, value: Any, default: Any = 0.0) -> Any:
         return default
 
 
-def to_round(budget: Budget, value: Any, precision: int = 0) -> Any:
-    """Return a number with `precision` digits after the point."""
-    return round(value, precision) if abs(precision) <= _MOST_DIGITS else fault("a number can't be rounded so")
+def to_round(budget: Budget, value: Any, precision: int = 0, method: str = "common") -> Any:
+    """Return a number with `precision` digits after the point, rounded to the nearest, up ("ceil") or down."""
+    ways: dict[str, Call] = {"common": round, "ceil": math.ceil, "floor": math.floor}
+    if abs(precision) > _MOST_DIGITS or method not in ways:
+        fault("a number can't be rounded so")
+    return round(value, precision) if method == "common" else ways[method](value * 10**precision) / 10**precision
 
 
 def total(budget: Budget, value: Any, attribute: Any = None, start: float = 0) -> Any:
@@ -333,7 +337,7 @@ def within(budget: Budget, value: Any, container: Any) -> bool:
         budget.take(len(container))
         return value in container
     if not isinstance(container, (list, tuple, Missing)):
-        fault(f"a {kind(container)} has nothing in it")
+        fault(f"{kind(container)} has nothing in it")
     return any(same(budget, value, one) for one in entries(container, budget))
 
 
@@ -355,7 +359,7 @@ TESTS: dict[str, Call] = {
     "in": within,
     "integer": lambda budget, value: isinstance(value, int) and not isinstance(value, bool),
     "iterable": lambda budget, value: isinstance(value, (str, list, tuple, dict, Missing)),
-    "lower": lambda budget, value: show(value, budget).islower(),
+    "lower": _method("islower"),
     "mapping": lambda budget, value: isinstance(value, dict),
     "none": lambda budget, value: value is None,
     "number": lambda budget, value: isinstance(value, (int, float)),
@@ -365,7 +369,7 @@ TESTS: dict[str, Call] = {
     "string": lambda budget, value: isinstance(value, str),
     "true": lambda budget, value: value is True,
     "undefined": lambda budget, value: isinstance(value, Missing),
-    "upper": lambda budget, value: show(value, budget).isupper(),
+    "upper": _method("isupper"),
     **dict.fromkeys(("==", "eq", "equalto"), same),
     **dict.fromkeys(("!=", "ne"), lambda budget, a, b: not same(budget, a, b)),
     **dict.fromkeys(("<", "lt", "lessthan"), less),

@@ -90,7 +90,7 @@ def percent(budget: Budget, text: str, values: Any) -> str:
         if found["kind"] == "s" and not found["width"]:
             return show(value, budget)
         if not isinstance(value, (str, int, float)):
-            fault(f"'{found[0]}' can't write a {kind(value)}")
+            fault(f"'{found[0]}' can't write {kind(value)}")
         written: str = origin.whole(f"%{found['width']}{found['kind']}" % (value,), (value,))
         return written
 

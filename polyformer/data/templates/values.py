@@ -175,9 +175,9 @@ def entries(value: Any, budget: Budget) -> Sequence[Any]:
         return [cut(value, i, i + 1) for i in range(len(value))]
     if isinstance(value, (dict, Missing)):
         return list(made(list(value), budget))
-    return fault(f"a {kind(value)} can't be gone through")
+    return fault(f"{kind(value)} can't be gone through")
 
 
 def kind(value: Any) -> str:
     """Return what to call a value in a message."""
-    return f"missing '{value.name[:80]}'" if isinstance(value, Missing) else type(value).__name__.lower()
+    return f"the missing '{value.name[:80]}'" if isinstance(value, Missing) else f"a {type(value).__name__.lower()}"

@@ -85,7 +85,7 @@ SNIPPETS = [
     "{{ text | replace('l', 'L') }}{{ text | replace('l', 'L', 1) }}{{ 'abc' | reverse }}{{ list | reverse | list }}{{ text | list | length }}",
     "{{ 'a\nb\n\nc' | indent }}|{{ 'a\nb' | indent(2, true) }}|{{ 'a\n\nb' | indent(2, blank=true) }}|{{ 'a\nb' | indent('> ') }}|{{ '' | indent }}",
     "{{ '12' | int }}{{ 'x' | int }}{{ 'x' | int(5) }}{{ '3.9' | int }}{{ 2.9 | int }}{{ '2.5' | float }}{{ 'x' | float }}{{ none | int }}",
-    "{{ 2.567 | round(1) }}{{ 2.5 | round }}{{ -3 | abs }}{{ number | string }}{{ number | string | length }}{{ '<b>' | safe }}",
+    "{{ 2.567 | round(1) }}{{ 2.5 | round }}{{ 2.51 | round(1, 'ceil') }}{{ 2.59 | round(method='floor') }}{{ -3 | abs }}{{ number | string }}{{ number | string | length }}{{ '<b>' | safe }}",
     # tests
     "{{ text is defined }}{{ missing is defined }}{{ missing is undefined }}{{ nothing is none }}{{ text is string }}{{ table is mapping }}",
     "{{ list is iterable }}{{ text is iterable }}{{ number is iterable }}{{ list is sequence }}{{ table is sequence }}{{ number is number }}",
