@@ -137,7 +137,11 @@ t = time.perf_counter()
 m = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
 AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 """
-REPORT = "\nimport resource; print(time.perf_counter() - t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+REPORT = """
+seconds = time.perf_counter() - t
+status = open("/proc/self/status").read() if sys.platform == "linux" else "VmHWM: nan"
+print(seconds, status.split("VmHWM:")[1].split()[0])  # not ru_maxrss, which a child inherits from its parent
+"""
 
 
 def loading(path: Path, rounds: int) -> dict[str, Any]:
@@ -145,13 +149,11 @@ def loading(path: Path, rounds: int) -> dict[str, Any]:
     found: dict[str, list[tuple[float, float]]] = {"ours": [], "reference": []}
     for _ in range(rounds):
         for name, code in (("ours", OURS), ("reference", THEIRS)):
-            done = subprocess.run(
-                [sys.executable, "-W", "ignore", "-c", code + REPORT, str(path)],
-                capture_output=True,
-                text=True,
-                check=True,
-                env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            )
+            offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+            command = [sys.executable, "-W", "ignore", "-c", code + REPORT, str(path)]
+            done = subprocess.run(command, capture_output=True, text=True, env=offline)
+            if done.returncode:
+                raise SystemExit(f"loading {path} failed ({name}): {done.stderr.strip().splitlines()[-1]}")
             seconds, kilobytes = done.stdout.split()[-2:]
             found[name].append((float(seconds), float(kilobytes) / 1e3))
     told = {name: tuple(map(statistics.median, zip(*runs, strict=True))) for name, runs in found.items()}
