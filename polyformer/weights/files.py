@@ -74,7 +74,7 @@ def read_tensors(path: Path) -> TensorMap:
     if pickled:
         raise WeightsError(
             f"{path} has its weights in {pickled[0]}, a pickle: reading one can run any program hidden in it, so it "
-            "is refused; save it as safetensors with the library that wrote it, on a machine where you trust it"
+            "is refused; polyformer convert FOLDER --from-pickle --out NEW reads it as data and runs nothing of it"
         )
     raise WeightsError(f"{path} holds no weights: neither {SINGLE} nor {INDEX}")
 
