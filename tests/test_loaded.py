@@ -310,7 +310,7 @@ def test_a_tokenizer_that_leads_out_is_refused(translator: Path) -> None:
 
 
 def test_the_recommended_search(own: Path) -> None:
-    from polyformer.generate import Hopeful, Limit, Power, Search
+    from polyformer.generate import Early, Hopeful, Limit, Power, Safe, Search
 
     loaded = pf.load(own)
     assert loaded.recommended() == Search()
@@ -325,7 +325,10 @@ def test_the_recommended_search(own: Path) -> None:
     loaded.generation = Generation.read(said, {}, "here")
     limit = Limit(511, unfinished="end")
     assert loaded.recommended() == Search(6, 1, Power(1.0), limit, Hopeful(), forbidden=(7,), first=5)
-    for odd in ({"no_repeat_ngram_size": 3}, {"early_stopping": True}, {"bad_words_ids": [[1, 2]]}):
+    for word, stop in ((True, Early()), ("never", Safe())):
+        loaded.generation = Generation.read({"early_stopping": word}, {}, "here")
+        assert loaded.recommended().stop == stop
+    for odd in ({"no_repeat_ngram_size": 3}, {"bad_words_ids": [[1, 2]]}):
         loaded.generation = Generation.read(odd, {}, "here")
         with pytest.raises(SpecError, match=f"a search with {next(iter(odd))}"):
             loaded.recommended()

@@ -3,6 +3,7 @@
 from polyformer.generate.sampling import Continuation, Sampling, continue_texts
 from polyformer.generate.search import search
 from polyformer.generate.settings import (
+    Early,
     Gnmt,
     Hopeful,
     Hypothesis,
@@ -18,6 +19,7 @@ from polyformer.generate.translate import Translation, translate
 
 __all__ = [
     "Continuation",
+    "Early",
     "Gnmt",
     "Hopeful",
     "Hypothesis",

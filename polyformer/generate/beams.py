@@ -131,7 +131,7 @@ class Beams:
         settings = self.settings
         divisors = [settings.stop.divisor(settings.penalty, self.length, limit) for limit in self.limits.tolist()]
         reachable = best_alive / best_alive.new_tensor(divisors)
-        return (reachable <= self.worst) | (best_alive == float("-inf"))
+        return settings.stop.settled(reachable, self.worst) | (best_alive == float("-inf"))
 
 
 def _certain(token: int, following: Tensor, ids: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,12 @@ A hypothesis's length counts the tokens written after the start token, its end t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from polyformer.spec import Record
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class SpecialTokens(NamedTuple):
@@ -104,6 +107,15 @@ class Stopping(Record, abstract=True):
         """Return the penalty at which a live hypothesis of `length` tokens is compared with the finished ones."""
         raise NotImplementedError
 
+    def settled(self, reachable: Tensor, worst: Tensor) -> Tensor:
+        """Tell which sentences [N] are done.
+
+        Args:
+            reachable: the score [N] of each one's best live hypothesis, by `divisor`.
+            worst: the worst score [N] among the finished hypotheses that are kept; -inf while there are too few.
+        """
+        return reachable <= worst
+
 
 class Safe(Stopping):
     """Stop when no live hypothesis can get among the n best, whatever it would write: nothing is ever missed.
@@ -137,6 +149,22 @@ class Hopeful(Stopping):
 
     def divisor(self, penalty: LengthPenalty, length: int, limit: int) -> float:
         return penalty.divisor(length)
+
+
+class Early(Stopping):
+    """Stop as soon as `beams` hypotheses are finished, whatever the live ones may come to.
+
+    What Hugging Face does with `early_stopping=True`, as BART and M2M100 were published.
+    """
+
+    def kept(self, beams: int, nbest: int) -> int:
+        return beams
+
+    def divisor(self, penalty: LengthPenalty, length: int, limit: int) -> float:
+        return penalty.divisor(length)
+
+    def settled(self, reachable: Tensor, worst: Tensor) -> Tensor:
+        return worst > float("-inf")
 
 
 class Search(Record):

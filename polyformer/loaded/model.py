@@ -110,7 +110,7 @@ class Loaded:
         Raises:
             SpecError: they ask for something that our search does not do.
         """
-        from polyformer.generate import Hopeful, Limit, Power, Safe, Search
+        from polyformer.generate import Early, Hopeful, Limit, Power, Safe, Search
 
         said = self.generation
         if said == Generation():
@@ -118,7 +118,6 @@ class Loaded:
         # renormalize_logits would share out the forbidden tokens' probability, and choose the same next token
         unknown = [f"{key} = {value}" for key, value in said.others if key != "renormalize_logits"]
         unknown += [f"bad_words_ids with {list(ids)}" for ids in said.bad_words_ids or () if len(ids) > 1]
-        unknown += ["early_stopping = true"] * (said.early_stopping is True)
         if unknown:
             raise SpecError(
                 f"the checkpoint recommends a search with {unknown[0]}, unknown here; give settings of your own"
@@ -128,7 +127,7 @@ class Loaded:
             beams=said.num_beams,
             penalty=Power(said.length_penalty),
             limit=limit.replace(unfinished="cut" if said.forced_eos_token_id is None else "end"),
-            stop=Safe() if said.early_stopping == "never" else Hopeful(),
+            stop={"never": Safe(), True: Early(), False: Hopeful()}[said.early_stopping],
             forbidden=tuple(ids[0] for ids in said.bad_words_ids or ()),
             first=said.forced_bos_token_id,
         )

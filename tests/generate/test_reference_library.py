@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.translation import Sizes, copying_marian
-from polyformer.generate import Hopeful, Hypothesis, Limit, Power, Safe, Search, SpecialTokens, search
+from polyformer.generate import Early, Hopeful, Hypothesis, Limit, Power, Safe, Search, SpecialTokens, search
 from polyformer.loaded import load
 from polyformer.parts.model import TransformerPart
 
@@ -48,7 +48,7 @@ def theirs_found(model: Any, settings: Search) -> list[list[tuple[list[int], flo
         num_return_sequences=settings.nbest,
         max_new_tokens=settings.limit.tokens,
         length_penalty=settings.penalty.alpha,
-        early_stopping=False if settings.stop == Hopeful() else "never",
+        early_stopping={Hopeful(): False, Safe(): "never", Early(): True}[settings.stop],
         forced_eos_token_id=0 if settings.limit.unfinished == "end" else None,
         bad_words_ids=[[PAD]],
         return_dict_in_generate=True,
@@ -63,7 +63,7 @@ def theirs_found(model: Any, settings: Search) -> list[list[tuple[list[int], flo
 SETTINGS = [
     Search(beams, nbest, Power(alpha), Limit(tokens, unfinished=unfinished), stop)  # type: ignore[arg-type]
     for beams, nbest, alpha, tokens, unfinished, stop in itertools.product(
-        (2, 4), (1, 2), (0.0, 0.6, 1.0, -0.5), (5, 16), ("cut", "end"), (Safe(), Hopeful())
+        (2, 4), (1, 2), (0.0, 0.6, 1.0, -0.5), (5, 16), ("cut", "end"), (Safe(), Hopeful(), Early())
     )
 ]
 

@@ -250,5 +250,7 @@ def test_an_index_and_its_shards_must_agree(tmp_path: Path) -> None:
 
 def test_pickled_weights_are_refused_with_a_reason(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1)}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(WeightsError, match=r"pytorch_model\.bin, a pickle.*any program.*polyformer convert FOLDER --from-pickle"):
+    with pytest.raises(
+        WeightsError, match=r"pytorch_model\.bin, a pickle.*any program.*polyformer convert FOLDER --from-pickle"
+    ):
         read_tensors(tmp_path)
