@@ -90,7 +90,8 @@ class TestSelfAttention:
     def test_key_by_key(self, heads: int, groups: int, rule: Rule, padding: list[list[int]]) -> None:
         part = drawn(attention(heads, groups, rule).build())
         x = x_of(3, 5, WIDTH)
-        found = part(x, start_flow(x, torch.tensor(padding), torch.tensor(DOCUMENTS)))
+        documents = torch.tensor(DOCUMENTS) if rule.keeps_apart else None
+        found = part(x, start_flow(x, torch.tensor(padding), documents))
 
         def see(b: int, s: int, j: int) -> bool:
             return bool(padding[b][j]) and may(rule, s, j, DOCUMENTS[b])
@@ -115,7 +116,7 @@ class TestSelfAttention:
     def test_weights_are_what_was_used(self, heads: int, groups: int, rule: Rule) -> None:
         part = drawn(attention(heads, groups, rule).build())
         x = x_of(3, 5, WIDTH)
-        flow = start_flow(x, torch.tensor(PADDINGS["left"]), torch.tensor(DOCUMENTS))
+        flow = start_flow(x, torch.tensor(PADDINGS["left"]), torch.tensor(DOCUMENTS) if rule.keeps_apart else None)
         flow.trace = Trace()
         out = part(x, flow)
         (weights,) = flow.trace.attention.values()
@@ -138,7 +139,7 @@ class TestNothingToLookAt:
         x = x_of(2, 4, WIDTH)
         valid = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0]])
         documents = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0]])
-        out = part(x, start_flow(x, valid, documents))
+        out = part(x, start_flow(x, valid, documents if rule.keeps_apart else None))
         nothing = out[1] if rule == Everyone() else torch.cat((out[0, :2], out[1]))
         torch.testing.assert_close(nothing, part.o.bias.expand_as(nothing))
         (gradient,) = torch.autograd.grad(nothing.sum(), x)
