@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import logging
 import re
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from polyformer.spec import Spec
 from tests.parts.clauses import MEASURES, NotPosedError, allowed
 from tests.parts.subjects import EVERY, Subject, unable
 
-WORK = re.compile(r"(?:[A-Z][\w'-]+ )?[A-Z][\w'-]+(?: et al\.| and [A-Z][\w'-]+)? (?:19|20)\d\d")
+WORK = re.compile(r"(?!The )(?:[A-Z][\w'-]+ )?[A-Z][\w'-]+(?: et al\.| and [A-Z][\w'-]+)? (?:19|20)\d\d")
 
 
 def sources(part: type[Spec]) -> str:
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--without", choices=list(CLAUSES), action="append", default=[], metavar="CLAUSE")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # or each break of a graph is told of
     text = table([clause for clause in CLAUSES if clause not in options.without])
     if options.write is None:
         print(text)

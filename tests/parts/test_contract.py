@@ -28,6 +28,7 @@ from polyformer.parts.flow import start_flow
 from polyformer.parts.part import Part
 from polyformer.spec import Spec
 from tests.parts.clauses import MEASURES, NotPosedError, allowed
+from tests.parts.models import SHAPES, encoder, translator
 from tests.parts.subjects import BOTH_WAYS, CAUSAL, EVERY, RULES, Subject, attention, unable
 from tests.parts.table import reasons
 from tests.spec.trees import WIDTH, buildable
@@ -164,6 +165,13 @@ class TestDeclarations:
             assert contract_of(Stack(order))["packed"].part == "Mean"
         wide = contract_of(Stack((Averaging("within"), Averaging("differs"))))["packed"]
         assert isinstance(wide.term, Differs)
+
+    def test_an_encoder_need_not_be_read_from_a_cache(self) -> None:
+        clash = contract_of(encoder(SHAPES["2017"]))["cached"]
+        assert clash.part == "Transformer"
+        whole = contract_of(translator(SHAPES["2017"]))
+        assert "cached" not in whole  # though its encoder sees everyone
+        assert whole["packed"].part == "Attention"
 
     def test_a_part_refuses_in_the_words_of_its_declaration(self) -> None:
         x = torch.zeros(1, 4, WIDTH)
