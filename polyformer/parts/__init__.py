@@ -2,12 +2,15 @@
 
 from polyformer.parts.attention import Attention, CrossAttention, Heads, PerHead
 from polyformer.parts.audio import Frames, MaskedSpans
+from polyformer.parts.chunked import Chunked
+from polyformer.parts.contract import CLAUSES, Clause, Differs, Refuses, Within, contract_of
 from polyformer.parts.convolution import ChannelNorm, Convolution, GatedConvolution
 from polyformer.parts.dropout import Dropout, DropPath
 from polyformer.parts.embeddings import Add, Concatenate, Embed, Gate, Lookup, TokenEmbedding
 from polyformer.parts.experts import Experts, Gated, Routing
 from polyformer.parts.feedforward import FeedForward
 from polyformer.parts.flow import Flow, Trace
+from polyformer.parts.gating import SpatialGating
 from polyformer.parts.heads import LMHead
 from polyformer.parts.idle import Idle
 from polyformer.parts.inputs import Delay, Given, InputPart
@@ -35,6 +38,7 @@ from polyformer.parts.pooling import (
 from polyformer.parts.positions import Learned, Position, Sinusoidal, Table
 from polyformer.parts.relative import Alibi, Buckets, RelativePosition, Shaw, TransformerXL, Turned
 from polyformer.parts.residual import Branches, Chain, Residual
+from polyformer.parts.reversible import Coupling, Reversible
 from polyformer.parts.rotary import Dynamic, Interpolated, Llama3, Rotary, Scaling, Yarn
 from polyformer.parts.rules import Causal, Everyone, Rule, SameDocument, Window
 from polyformer.parts.stack import Pyramid, Repeat, Stack
@@ -42,6 +46,7 @@ from polyformer.parts.vision import GridPositions, Patches, Token
 from polyformer.parts.windows import GridBias, PatchMerging, Windows
 
 __all__ = [
+    "CLAUSES",
     "Activate",
     "Add",
     "Alibi",
@@ -53,12 +58,16 @@ __all__ = [
     "Causal",
     "Chain",
     "ChannelNorm",
+    "Chunked",
+    "Clause",
     "Clip",
     "Concatenate",
     "Context",
     "Convolution",
+    "Coupling",
     "CrossAttention",
     "Delay",
+    "Differs",
     "DropPath",
     "Dropout",
     "Dynamic",
@@ -105,9 +114,11 @@ __all__ = [
     "PowerNorm",
     "Pyramid",
     "RMSNorm",
+    "Refuses",
     "RelativePosition",
     "Repeat",
     "Residual",
+    "Reversible",
     "Rotary",
     "Routing",
     "Rule",
@@ -117,6 +128,7 @@ __all__ = [
     "Shaw",
     "Sinusoidal",
     "Softmax",
+    "SpatialGating",
     "Squeeze",
     "Stack",
     "Table",
@@ -129,5 +141,7 @@ __all__ = [
     "Turned",
     "Window",
     "Windows",
+    "Within",
     "Yarn",
+    "contract_of",
 ]

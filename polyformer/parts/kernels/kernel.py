@@ -15,6 +15,10 @@ from polyformer.spec import Spec
 class Kernel(Spec, abstract=True):
     """Computes attention from queries, keys and values under a rule."""
 
+    def unable(self, see: Rule) -> str:
+        """Return why this kernel can't follow a rule, or nothing where it can; attention with both can't be made."""
+        return ""
+
 
 @dataclass
 class Context:
@@ -46,11 +50,11 @@ class KernelPart(Part):
 
 
 def dense_weights(scores: Tensor, context: Context) -> Tensor:
-    """Return the softmax in float32 of scores [B, H, S, K] with their bias, over the keys that the rule allows.
+    """Return the softmax of scores [B, H, S, K] with their bias, in float32 at least, over the keys the rule allows.
 
     A query with nothing to look at has weights of zero.
     """
-    scores = scores.float()
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if context.bias is not None:
         scores = scores + context.bias
     mask = context.view.mask(context.rule)
