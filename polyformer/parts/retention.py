@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from polyformer.errors import SpecError
 from polyformer.parts.attention import PerHead
 from polyformer.parts.kernels.kernel import Context
-from polyformer.parts.kernels.sums import CHUNK, Levels, weighted_sums
+from polyformer.parts.kernels.sums import CHUNK, Terms, weighted_sums
 from polyformer.parts.linear import Linear
 from polyformer.parts.norms import LayerNorm
 from polyformer.parts.part import Part, Slotted
@@ -127,9 +127,10 @@ class RetentionPart(Slotted):
         with torch.autocast(q.device.type, enabled=False):
             wide = torch.promote_types(q.dtype, torch.float32)
             rate = torch.tensor(self.rates, dtype=wide, device=q.device)
-            levels = Levels(_counted(flow).to(wide), rate)
+            levels = _counted(flow).to(wide)
+            terms = Terms(lambda x, at: (x, levels[..., at]), "Retention", self.chunk, rate)
             qkv = (q.to(wide), k.to(wide) * q.shape[-1] ** -0.5, v.to(wide))
-            return weighted_sums(qkv, levels, context, "Retention", self.chunk).to(v.dtype)
+            return weighted_sums(qkv, terms, context).to(v.dtype)
 
     def _split(self, x: Tensor) -> Tensor:
         """[B, S, H·E] -> [B, H, S, E]."""

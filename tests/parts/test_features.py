@@ -21,6 +21,7 @@ from polyformer.parts import (
     SameDocument,
     Softmax,
 )
+from polyformer.parts.kernels import sums
 from polyformer.parts.rules import Rule, View
 from tests.parts.linear import forward_and_back, growth
 from tests.parts.models import assert_same
@@ -101,14 +102,20 @@ RULES: dict[str, Rule] = {
 @pytest.mark.parametrize("rule", RULES)
 class TestFormula:
     @pytest.mark.parametrize("chunk", [1, 3, 64])
-    @pytest.mark.parametrize(("heads", "groups"), [(2, 2), (4, 2), (4, 1)])
-    def test_answers_and_gradients(self, kind: str, rule: str, chunk: int, heads: int, groups: int) -> None:
+    @pytest.mark.parametrize("span", [1, sums.SPAN])
+    def test_answers_and_gradients(
+        self, kind: str, rule: str, chunk: int, span: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sums, "SPAN", span)
         documents = torch.tensor([[0] * 5 + [1] * 2 + [2] * 4, [3] * 3 + [0] + [1] * 7]) if "doc" in rule else None
         context = Context(RULES[rule], view_of(11, 11, None, documents))
-        assert_formula(build(KINDS[kind](chunk)), draw(heads, groups, 11, 11), context)
+        for heads, groups in ((2, 2), (4, 2), (4, 1)):
+            assert_formula(build(KINDS[kind](chunk)), draw(heads, groups, 11, 11), context)
 
     @pytest.mark.parametrize("chunk", [2, 64])
-    def test_padding(self, kind: str, rule: str, chunk: int) -> None:
+    @pytest.mark.parametrize("span", [1, sums.SPAN])
+    def test_padding(self, kind: str, rule: str, chunk: int, span: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sums, "SPAN", span)
         valid = torch.ones(3, 7).bool()
         valid[0, 5:] = valid[1, :3] = False
         valid[2] = torch.tensor([0, 1, 1, 0, 0, 1, 0])
@@ -159,7 +166,8 @@ def test_half_precision_is_summed_in_single(kind: str, rule: Rule) -> None:
 
 @kinds
 @pytest.mark.parametrize("rule", ["everyone", "causal", "causal documents"])
-def test_cost_is_linear(kind: str, rule: str) -> None:
+@pytest.mark.parametrize("span", [1024, sums.SPAN])
+def test_cost_is_linear(kind: str, rule: str, span: int, monkeypatch: pytest.MonkeyPatch) -> None:
     part = build(KINDS[kind](16))
 
     def run(n: int) -> None:
@@ -167,6 +175,7 @@ def test_cost_is_linear(kind: str, rule: str) -> None:
         context = Context(RULES[rule], view_of(n, n, None, documents))
         forward_and_back(lambda *qkv: part.attend(qkv, context), *draw(2, 1, n, n, batch=1))
 
+    monkeypatch.setattr(sums, "SPAN", span)
     largest, all_together = growth(run, 256)
     assert largest <= 2
     assert all_together <= 2.02

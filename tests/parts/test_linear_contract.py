@@ -11,6 +11,7 @@ from polyformer.errors import SpecError
 from polyformer.parts import Alibi, Attention, Causal, Everyone, Transformer, Window
 from polyformer.parts.flow import GrowingCache, Trace
 from polyformer.spec import Record, rewrite
+from polyformer.swap import SwapKernel, transplant
 from tests.parts.linear import KERNELS, SHAPE, with_kernel, with_retention
 from tests.parts.models import assert_same, build, decoder, encoder, gradients, pad, real, sentences, translator
 from tests.parts.test_invariance import CACHES, CHUNKS, LENGTHS, loop, weigh
@@ -271,3 +272,13 @@ class TestKernels:
             torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 5, dtype=torch.float64))
         with pytest.raises(SpecError, match="holds sums of earlier keys"):
             model(ids[:, :1], torch.ones(2, 6), cache=cache, trace=Trace())
+
+    def test_a_model_can_be_swapped_to_it(self, kernel) -> None:
+        old = build(decoder(SHAPE))
+        new, report = transplant(old, SwapKernel(kernel).apply(old.spec))
+        assert new.spec == with_kernel(decoder(SHAPE), kernel)
+        ours = dict(new.named_parameters())
+        assert all(torch.equal(ours[name], weight) for name, weight in old.named_parameters())
+        fates = {name: entry.fate for entry in report.tensors for name in entry.names}
+        assert {name for name, fate in fates.items() if fate != "kept"} == new.state_dict().keys() - ours.keys()
+        assert new(torch.zeros(1, 5, dtype=torch.long)).logits.isfinite().all()

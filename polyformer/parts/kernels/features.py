@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from polyformer.errors import SpecError
 from polyformer.parts.kernels.kernel import Context, Kernel, KernelPart
-from polyformer.parts.kernels.sums import CHUNK, Levels, weighted_sums
+from polyformer.parts.kernels.sums import CHUNK, Terms, weighted_sums
 from polyformer.parts.part import Part
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class FeaturePart(KernelPart):
         super().__init__(spec)
         self.name, self.chunk = type(spec).__name__, spec.chunk
 
-    def map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def map(self, x: Tensor, at: slice) -> tuple[Tensor, Tensor]:
         """Return (features, level) of x [B, G, K, E], [B, G, K, F] and [b, g, K]: φ(x) = e^level · features."""
         raise NotImplementedError
 
@@ -87,9 +87,8 @@ class FeaturePart(KernelPart):
     def attend(self, qkv: tuple[Tensor, Tensor, Tensor], context: Context) -> Tensor:
         with torch.autocast(qkv[0].device.type, enabled=False):
             q, k, v = (one.to(torch.promote_types(one.dtype, torch.float32)) for one in qkv)
-            (q, _), (k, levels) = self.map(q), self.map(k)
             ones = F.pad(v, (0, 1), value=1.0)  # so that the last column is what the others are divided by
-            sums = weighted_sums((q, k, ones), Levels(levels), context, self.name, self.chunk)
+            sums = weighted_sums((q, k, ones), Terms(self.map, self.name, self.chunk), context)
             mixed, total = sums[..., :-1], sums[..., -1:]
             return (mixed / total.masked_fill(total == 0, 1.0)).to(qkv[2].dtype)
 
@@ -104,7 +103,7 @@ class FeaturePart(KernelPart):
 class LinearAttentionPart(FeaturePart):
     """No weights."""
 
-    def map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def map(self, x: Tensor, at: slice) -> tuple[Tensor, Tensor]:
         return F.elu(x) + 1, x.new_zeros(1, 1, x.shape[2])
 
 
@@ -141,7 +140,7 @@ class PerformerPart(FeaturePart):
         lengths = draw(features, width).norm(dim=1, keepdim=True)
         self.projection.copy_(bases.flatten(0, 1)[:features] * lengths)
 
-    def map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def map(self, x: Tensor, at: slice) -> tuple[Tensor, Tensor]:
         width = self.projection.shape[1]
         if x.shape[-1] != width:
             raise SpecError(f"this Performer's random features are for heads {width} wide, not {x.shape[-1]}")

@@ -14,7 +14,7 @@ queries and keys, E width of values, N chunks, C rows of a chunk. A small b or g
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,10 @@ from polyformer.parts.rules import Causal, Everyone, SameDocument
 CHUNK = 64
 """Rows of a chunk. With heads of this width, the work within chunks is as much as that between them."""
 
+SPAN = 2**20
+"""Elements of queries to work on at a time. For tensors made of many more, the system hands out fresh memory each time,
+page by page, and a row then costs up to twice as much."""
+
 LOWEST = -1e30
 """The level of no key at all: finite, so that no difference of levels is NaN."""
 
@@ -34,15 +38,20 @@ Weigh = Callable[[Tensor], Tensor]
 
 
 @dataclass
-class Levels:
-    """How much keys count.
+class Terms:
+    """What is summed.
 
     Attributes:
-        keys: [b, g, K], finite; without gradient.
+        features: makes of queries or keys [B, G, S, ...], which are the rows `at` of all new ones, what is multiplied,
+            [B, G, S, F], and levels [b, g, S], which are finite, have no gradient, and don't matter for queries.
+        name: what the part is called in errors.
+        chunk: rows of a chunk.
         rate: [G], above 0; a key that is 1 lower counts e^rate times less. None is 1.
     """
 
-    keys: Tensor
+    features: Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+    name: str
+    chunk: int = CHUNK
     rate: Tensor | None = None
 
     def weigh(self, apart: Tensor) -> Tensor:
@@ -64,6 +73,12 @@ class Sums:
     total: Tensor
     top: Tensor
 
+    @classmethod
+    def of(cls, k: Tensor, v: Tensor, a: Tensor, weigh: Weigh) -> Sums:
+        """Return the sums over keys [..., C, F] and values [..., C, E] of levels [..., C]."""
+        top = a.amax(-1).clamp(min=LOWEST)
+        return cls(k.mT @ (v * weigh(a - top[..., None])[..., None]), top)
+
     def then(self, more: Sums, weigh: Weigh, kept: Tensor | None = None) -> Sums:
         """Return the sums over these keys and more; where not `kept` (boolean [b, g]), over the others only."""
         own = self.top if kept is None else self.top.masked_fill(~kept, -torch.inf)
@@ -72,45 +87,66 @@ class Sums:
         return Sums(self.total * ours + more.total * theirs, top)
 
 
-def weighted_sums(
-    qkv: tuple[Tensor, Tensor, Tensor], levels: Levels, context: Context, name: str, chunk: int = CHUNK
-) -> Tensor:
-    """Return Σ w_ij (q_i · k_j) v_j: [B, H, S, E] for q [B, H, S, F], k [B, G, K, F] and v [B, G, K, E].
+def weighted_sums(qkv: tuple[Tensor, Tensor, Tensor], terms: Terms, context: Context) -> Tensor:
+    """Return Σ w_ij (q_i · k_j) v_j: [B, H, S, E] for q [B, H, S, ...], k [B, G, K, ...] and v [B, G, K, E].
 
     Where the context has a cache, that holds the sums over earlier keys, and k and v are those of new tokens only.
 
     Args:
         qkv: in float32 or wider; sums in half precision would forget.
-        name: what the part is called in errors.
-        chunk: rows of a chunk.
     Raises:
         SpecError: a rule other than `Everyone`, `Causal` and `SameDocument`, a score bias, or a document that doesn't
             stand in one piece.
     """
-    rules, view, cache = rules_within(context, name, Everyone, Causal, SameDocument), context.view, context.cache
+    rules, view, cache = rules_within(context, terms.name, Everyone, Causal, SameDocument), context.view, context.cache
     q, k, v = qkv
-    batch, groups, new, width = k.shape
+    batch, groups, new = k.shape[:3]
     if not new:
         return v.new_zeros(*q.shape[:3], v.shape[-1])
-    q, a = torch.unflatten(q, 1, (groups, -1)), levels.keys
-    if view.valid is not None:
-        a = a.masked_fill(~view.valid[:, None, view.keys - new :], -torch.inf)
-    nothing = (v.new_zeros(batch, groups, width, v.shape[-1]), a.new_full(a.shape[:2], LOWEST))
-    sums = Sums(*(nothing if cache is None else cache.states.get(context.slot, nothing)))
-    documents = view.pieces if SameDocument() in rules else None
-    if documents is not None or (Causal() in rules and new > 1):
+    causal, documents = Causal() in rules, view.pieces if SameDocument() in rules else None
+    past = view.keys - new
+    valid = None if view.valid is None else view.valid[:, None, past:]
+    size = new if documents is not None and not causal else _span(q, terms.chunk)  # such rows look ahead
+
+    def asked() -> Iterator[Tensor]:
+        for one, at in _spans(q, size):
+            yield torch.unflatten(terms.features(one, at)[0], 1, (groups, -1))
+
+    def told() -> Iterator[tuple[Tensor, Tensor, Tensor, slice]]:
+        for (key, at), (value, _) in zip(_spans(k, size), _spans(v, size), strict=True):
+            made, levels = terms.features(key, at)
+            yield made, value, levels if valid is None else levels.masked_fill(~valid[..., at], -torch.inf), at
+
+    held = None if cache is None else cache.states.get(context.slot)
+    sums, found = None if held is None else Sums(*held), list[Tensor]()
+    if documents is None and (new == 1 or not causal):
+        for key, value, levels, _ in told():
+            more = Sums.of(key, value, levels, terms.weigh)
+            sums = more if sums is None else sums.then(more, terms.weigh)
+        assert sums is not None
+        found = [torch.unflatten(one.flatten(2, 3) @ sums.total, 2, one.shape[2:4]) for one in asked()]
+    else:
         if documents is None:
             documents = torch.zeros(1, view.keys, dtype=torch.long, device=q.device)
-        keys = _Chunks.of(k, v, a, documents, min(chunk, new))
-        out, sums = keys.attend(q, Causal() in rules, sums, levels.weigh)
-    else:
-        top = a.amax(-1).clamp(min=LOWEST)
-        total = k.mT @ (v * levels.weigh(a - top[..., None])[..., None])
-        sums = sums.then(Sums(total, top), levels.weigh)
-        out = torch.unflatten(q.flatten(2, 3) @ sums.total, 2, q.shape[2:4])
-    if cache is not None:
+        for one, (key, value, levels, at) in zip(asked(), told(), strict=True):
+            own = documents[:, max(past + at.start - 1, 0) : past + at.stop]
+            chunks = _Chunks.of((key, value, levels), own, min(terms.chunk, new))
+            out, sums = chunks.attend(one, causal, chunks.nothing() if sums is None else sums, terms.weigh)
+            found.append(out)
+    if cache is not None and sums is not None:
         cache.states[context.slot] = (sums.total, sums.top.expand(batch, -1))
-    return out.flatten(1, 2)
+    return torch.cat(found, 3).flatten(1, 2)
+
+
+def _span(q: Tensor, chunk: int) -> int:
+    """Return how many rows, all of them whole chunks, to work on at a time."""
+    return chunk * max(SPAN // max(chunk * q[:, :, :1].numel(), 1), 1)
+
+
+def _spans(x: Tensor, size: int) -> Iterator[tuple[Tensor, slice]]:
+    """Yield `size` rows of x [B, H, S, E] at a time, and which they are."""
+    for i, piece in enumerate(torch.split(x, size, 2)):  # whose gradients are joined once, unlike those of slices
+        yield piece, slice(i * size, i * size + piece.shape[2])
 
 
 @dataclass
@@ -131,14 +167,20 @@ class _Chunks:
     before: Tensor
 
     @classmethod
-    def of(cls, k: Tensor, v: Tensor, a: Tensor, documents: Tensor, size: int) -> _Chunks:
-        """Cut keys, values and levels of the last of the rows whose documents [b, ...] these are."""
+    def of(cls, kva: tuple[Tensor, Tensor, Tensor], documents: Tensor, size: int) -> _Chunks:
+        """Cut keys, values and levels, whose documents [b, ...] these are, perhaps with that of the row before."""
+        k, v, a = kva
         start = documents.shape[1] - k.shape[2]
         own = documents[:, start:]
         own = torch.cat((own, own[:, -1:].expand(-1, -own.shape[1] % size)), 1)
         own = torch.unflatten(own, 1, (-1, size))[:, None]
         before = torch.cat((documents[:, None, max(start - 1, 0), None], own[:, :, :-1, -1]), -1)
         return cls(_cut(k, size), _cut(v, size), _cut(a[..., None], size, -torch.inf)[..., 0], own, before)
+
+    def nothing(self) -> Sums:
+        """Return the sums over no keys such as these."""
+        shape = (*self.keys.shape[:2], self.keys.shape[-1], self.values.shape[-1])
+        return Sums(self.values.new_zeros(shape), self.levels.new_full(self.levels.shape[:2], LOWEST))
 
     def turned(self) -> _Chunks:
         """Return the same keys from the last to the first."""
@@ -154,7 +196,7 @@ class _Chunks:
         seen = self.documents[..., :, None] == self.documents[..., None, :]
         inside = self.levels[..., None, :].masked_fill(~(seen.tril() if causal else seen), -torch.inf)
         earlier, sums = self.carried(past, weigh)
-        outside = [earlier] if causal else [earlier, self._later(past, weigh)]
+        outside = [earlier] if causal else [earlier, self._later(weigh)]
         top = inside.amax(-1).clamp(min=LOWEST)
         for one in outside:
             top = torch.maximum(top, one.top)
@@ -173,20 +215,18 @@ class _Chunks:
         """
         last = self.documents[..., -1]
         levels = self.levels.masked_fill(self.documents != last[..., None], -torch.inf)
-        tops = levels.amax(-1).clamp(min=LOWEST)
-        totals = self.keys.mT @ (self.values * weigh(levels - tops[..., None])[..., None])
+        own = Sums.of(self.keys, self.values, levels, weigh)
         held, goes_on = [], self.before == last
-        for total, top, kept in zip(totals.unbind(2), tops.unbind(2), goes_on.unbind(2), strict=True):
+        for total, top, kept in zip(own.total.unbind(2), own.top.unbind(2), goes_on.unbind(2), strict=True):
             held.append(past)
             past = past.then(Sums(total, top), weigh, kept)
         top = torch.stack([one.top.expand_as(past.top) for one in held], 2)[..., None]
         top = top.masked_fill(self.documents != self.before[..., None], -torch.inf)
         return Sums(torch.stack([one.total for one in held], 2), top), past
 
-    def _later(self, past: Sums, weigh: Weigh) -> Sums:
+    def _later(self, weigh: Weigh) -> Sums:
         """Return what rows see of the keys behind their chunk."""
-        nothing = Sums(torch.zeros_like(past.total), torch.full_like(past.top, LOWEST))
-        found, _ = self.turned().carried(nothing, weigh)
+        found, _ = self.turned().carried(self.nothing(), weigh)
         return Sums(found.total.flip(2), found.top.flip(2, 3))
 
 
