@@ -15,7 +15,9 @@ from polyformer.parts.heads import LMHead
 from polyformer.parts.idle import Idle
 from polyformer.parts.inputs import Delay, Given, InputPart
 from polyformer.parts.kernels.capped import Capped
+from polyformer.parts.kernels.features import LinearAttention, Performer
 from polyformer.parts.kernels.kernel import Context, Kernel
+from polyformer.parts.kernels.lowrank import Linformer
 from polyformer.parts.kernels.softmax import Softmax
 from polyformer.parts.linear import Linear
 from polyformer.parts.model import Memory, Output, Tie, Transformer
@@ -38,6 +40,7 @@ from polyformer.parts.pooling import (
 from polyformer.parts.positions import Learned, Position, Sinusoidal, Table
 from polyformer.parts.relative import Alibi, Buckets, RelativePosition, Shaw, TransformerXL, Turned
 from polyformer.parts.residual import Branches, Chain, Residual
+from polyformer.parts.retention import Retention
 from polyformer.parts.reversible import Coupling, Reversible
 from polyformer.parts.rotary import Dynamic, Interpolated, Llama3, Rotary, Scaling, Yarn
 from polyformer.parts.rules import Causal, Everyone, Rule, SameDocument, Window
@@ -94,6 +97,8 @@ __all__ = [
     "LayerNorm",
     "Learned",
     "Linear",
+    "LinearAttention",
+    "Linformer",
     "Llama3",
     "Lookup",
     "MaskedSpans",
@@ -109,6 +114,7 @@ __all__ = [
     "PatchMerging",
     "Patches",
     "PerHead",
+    "Performer",
     "Pool",
     "Position",
     "PowerNorm",
@@ -118,6 +124,7 @@ __all__ = [
     "RelativePosition",
     "Repeat",
     "Residual",
+    "Retention",
     "Reversible",
     "Rotary",
     "Routing",

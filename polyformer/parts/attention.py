@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from polyformer.errors import SpecError
@@ -179,10 +180,10 @@ class AttentionPart(Projected):
         v = self.split(self.v(x, flow), self.heads.groups)
         if self.position is not None:
             q, k = self.position.ask(q, flow), self.position.turn(k, flow)
-        if flow.cache is not None:
-            k, v = flow.cache.extend(flow.path + self.slot, k, v)
         bias = None if self.position is None else self.position.bias(q, flow)
-        return self.o(self.finish((q, k, v), Context(self.see, flow.view, bias), flow), flow)
+        context = Context(self.see, flow.view, bias, flow.cache, flow.path + self.slot)
+        k, v = self.kernel.recall((k, v), context)
+        return self.o(self.finish((q, k, v), context, flow), flow)
 
 
 class CrossAttentionPart(Projected):
@@ -222,4 +223,4 @@ class PerHeadPart(Part):
         self.width = spec.norm.width
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        return self.norm(x.view(*x.shape[:-1], -1, self.width), flow).flatten(-2)
+        return self.norm(torch.unflatten(x, -1, (-1, self.width)), flow).flatten(-2)

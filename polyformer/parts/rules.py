@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from polyformer.errors import SpecError
 from polyformer.parts.contract import Clause, Refuses, Term
@@ -194,6 +195,26 @@ class View:
             return False
         return bool((self.valid[:, :-1] & ~self.valid[:, 1:]).any())
 
+    @functools.cached_property
+    def pieces(self) -> Tensor | None:
+        """Integers [B, K] numbering packed documents from left to right, each document's padding with it; None if
+        none are packed.
+
+        Raises:
+            SpecError: a document that doesn't stand in one piece, which nothing but a mask of all pairs could tell.
+        """
+        documents = self.key_documents
+        if documents is None:
+            return None
+        if self.valid is not None:  # padding may have any number
+            places = torch.arange(self.keys, device=self.device)
+            first = self.valid.int().argmax(1, keepdim=True)
+            documents = documents.gather(1, torch.where(self.valid, places, first).cummax(1).values)
+        numbers = _changes(documents).cumsum(1)
+        if bool((numbers[:, -1:] != _changes(documents.sort(1).values).sum(1, keepdim=True)).any()):
+            raise SpecError("each packed document must stand in one piece here; rows of another one part one of them")
+        return numbers
+
     def apart(self) -> Tensor:
         """Return the place of each key minus that of each query: integers [1 or B, S, K].
 
@@ -234,6 +255,11 @@ class View:
         if not bool(empty.any()):
             return Mask(causal=False, allowed=allowed[:, None], empty=None)
         return Mask(causal=False, allowed=(allowed | empty)[:, None], empty=empty[:, None])
+
+
+def _changes(documents: Tensor) -> Tensor:
+    """Tell where an id differs from the one before: [B, K] -> boolean [B, K]."""
+    return F.pad(documents[:, 1:] != documents[:, :-1], (1, 0))
 
 
 def _places_in_documents(documents: Tensor, valid: Tensor | None) -> Tensor:

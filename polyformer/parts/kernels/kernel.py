@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from polyformer.errors import SpecError
 from polyformer.parts.part import Part
-from polyformer.parts.rules import Rule, View
+from polyformer.parts.rules import All, Rule, View
 from polyformer.spec import Spec
+
+if TYPE_CHECKING:
+    from polyformer.parts.flow import Cache, Pair
 
 
 class Kernel(Spec, abstract=True):
@@ -27,15 +32,26 @@ class Context:
     Attributes:
         rule, view: who may look at whom.
         bias: added to the scores, broadcastable to [B, H, S, K]; None for none.
+        cache, slot: where what was read before is held, and by what name; None for none.
     """
 
     rule: Rule
     view: View
     bias: Tensor | None = None
+    cache: Cache | None = None
+    slot: str = ""
 
 
 class KernelPart(Part):
     """The seam for other attentions: it is handed q, k, v and their context."""
+
+    def recall(self, new: Pair, context: Context) -> Pair:
+        """Return what `attend` takes as keys and values, for those of new tokens, each [B, G, S, E].
+
+        That is those of all tokens so far, which the cache holds; a kernel that holds sums in place of them takes the
+        new ones.
+        """
+        return new if context.cache is None else context.cache.extend(context.slot, *new)
 
     def attend(self, qkv: tuple[Tensor, Tensor, Tensor], context: Context) -> Tensor:
         """Return the mixed values [B, H, S, E] for q [B, H, S, E], k and v [B, G, K, E] with H a multiple of G.
@@ -47,6 +63,23 @@ class KernelPart(Part):
     def weights(self, q: Tensor, k: Tensor, context: Context) -> Tensor:
         """Return the attention weights [B, H, S, K] themselves, for explanations."""
         raise NotImplementedError
+
+
+def rules_within(context: Context, name: str, *known: type[Rule]) -> frozenset[Rule]:
+    """Return the rules of an attention, for a part that knows only some and makes no scores.
+
+    Raises:
+        SpecError: another rule, or a score bias; `name` is what the part is called.
+    """
+    rule = context.rule
+    rules = rule.rules if isinstance(rule, All) else (rule,)
+    for one in rules:
+        if not isinstance(one, known):
+            able = ", ".join(kind.__name__ for kind in known)
+            raise SpecError(f"{name} can't honour the rule {type(one).__name__}; it knows {able}")
+    if context.bias is not None:
+        raise SpecError(f"{name} makes no scores that a position could add a bias to; Rotary turns queries and keys")
+    return frozenset(rules)
 
 
 def dense_weights(scores: Tensor, context: Context) -> Tensor:
