@@ -6,6 +6,7 @@ Shape letters: B batch, S length, D width, H heads, E width of a head's queries 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,14 +15,15 @@ from torch.nn import functional as F
 
 from polyformer.errors import SpecError
 from polyformer.parts.attention import PerHead
-from polyformer.parts.kernels.kernel import Context
+from polyformer.parts.contract import Clause, Term
+from polyformer.parts.kernels.kernel import Context, beyond, rules_of
 from polyformer.parts.kernels.sums import CHUNK, Terms, weighted_sums
 from polyformer.parts.linear import Linear
 from polyformer.parts.norms import LayerNorm
 from polyformer.parts.part import Part, Slotted
 from polyformer.parts.relative import RelativePart
 from polyformer.parts.rotary import Rotary
-from polyformer.parts.rules import All, Causal, Rule, SameDocument
+from polyformer.parts.rules import Causal, Rule, SameDocument
 from polyformer.spec import Spec
 
 if TYPE_CHECKING:
@@ -57,17 +59,18 @@ class Retention(Spec):
         self.require(self.chunk > 0, f"chunk must be at least 1, not {self.chunk}")
         self.require(len(self.decays) > 0, "needs a decay for each of its heads")
         self.require(all(0 < one < 1 for one in self.decays), f"decays must be between 0 and 1, not {self.decays}")
-        rules = self.see.rules if isinstance(self.see, All) else (self.see,)
-        for rule in rules:
-            known = isinstance(rule, Causal | SameDocument)
-            self.require(known, f"can't honour the rule {type(rule).__name__}; it knows Causal, SameDocument")
-        self.require(Causal() in rules, "is causal, so it must see Causal()")
+        odd = beyond(self.see, Causal, SameDocument)
+        self.require(not odd, odd)
+        self.require(Causal() in rules_of(self.see), "is causal, so it must see Causal()")
         for names in (("q", "k"), ("v", "gate", "o")):
             plain = {name: one for name in names if isinstance(one := getattr(self, name), Linear)}
             sizes = {one.inputs if name == "o" else one.outputs for name, one in plain.items()}
             fits = len(sizes) < 2 and all(size % len(self.decays) == 0 for size in sizes)
             told = f"{len(self.decays)} heads must be able to share as many values of {', '.join(names)} evenly"
             self.require(fits, f"{told}, not {sorted(sizes)}")
+
+    def breaks(self) -> Mapping[Clause, Term]:
+        return self.see.breaks()
 
     @classmethod
     def of_width(cls, width: int, heads: int, see: Rule, values: int | None = None) -> Retention:
@@ -115,6 +118,7 @@ class RetentionPart(Slotted):
         self.rates = [-math.log(decay) for decay in spec.decays]
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        self.agree(flow)
         q, k, v = (self._split(part(x, flow)) for part in (self.q, self.k, self.v))
         if self.position is not None:
             q, k = self.position.turn(q, flow), self.position.turn(k, flow)

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polyformer.errors import SpecError
-from polyformer.parts.kernels.kernel import Context, Kernel, KernelPart
+from polyformer.parts.kernels.kernel import Context, Kernel, KernelPart, beyond
 from polyformer.parts.kernels.sums import CHUNK, Terms, weighted_sums
 from polyformer.parts.part import Part
+from polyformer.parts.rules import Causal, Everyone, Rule, SameDocument
 
 if TYPE_CHECKING:
     from polyformer.parts.flow import Pair
@@ -35,6 +36,9 @@ class LinearAttention(Kernel):
 
     def check(self) -> None:
         self.require(self.chunk > 0, f"chunk must be at least 1, not {self.chunk}")
+
+    def unable(self, see: Rule) -> str:
+        return beyond(see, Everyone, Causal, SameDocument)
 
     def module(self) -> Part:
         return LinearAttentionPart(self)
@@ -65,6 +69,9 @@ class Performer(Kernel):
         sizes = (self.width, self.features, self.chunk)
         self.require(min(sizes) > 0, "width, features and chunk must be at least 1")
         self.require(self.scale is None or self.scale > 0, f"scale must be positive, not {self.scale}")
+
+    def unable(self, see: Rule) -> str:
+        return beyond(see, Everyone, Causal, SameDocument)
 
     def module(self) -> Part:
         return PerformerPart(self)

@@ -65,21 +65,30 @@ class KernelPart(Part):
         raise NotImplementedError
 
 
-def rules_within(context: Context, name: str, *known: type[Rule]) -> frozenset[Rule]:
+def rules_of(see: Rule) -> tuple[Rule, ...]:
+    """Return the rules that one is made of."""
+    return see.rules if isinstance(see, All) else (see,)
+
+
+def beyond(see: Rule, *known: type[Rule]) -> str:
+    """Return what is in a rule that a part knows only by these types can't honour; nothing if it can."""
+    odd = next((type(one).__name__ for one in rules_of(see) if not isinstance(one, known)), None)
+    able = ", ".join(kind.__name__ for kind in known)
+    return "" if odd is None else f"can't honour the rule {odd}; it knows {able}"
+
+
+def rules_within(context: Context, name: str, *known: type[Rule]) -> tuple[Rule, ...]:
     """Return the rules of an attention, for a part that knows only some and makes no scores.
 
     Raises:
         SpecError: another rule, or a score bias; `name` is what the part is called.
     """
-    rule = context.rule
-    rules = rule.rules if isinstance(rule, All) else (rule,)
-    for one in rules:
-        if not isinstance(one, known):
-            able = ", ".join(kind.__name__ for kind in known)
-            raise SpecError(f"{name} can't honour the rule {type(one).__name__}; it knows {able}")
+    odd = beyond(context.rule, *known)
+    if odd:
+        raise SpecError(f"{name} {odd}")
     if context.bias is not None:
         raise SpecError(f"{name} makes no scores that a position could add a bias to; Rotary turns queries and keys")
-    return frozenset(rules)
+    return rules_of(context.rule)
 
 
 def dense_weights(scores: Tensor, context: Context) -> Tensor:

@@ -5,6 +5,7 @@ Shape letters: B batch, S queries, K keys, H heads, G key/value heads, E head wi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyformer.errors import SpecError
-from polyformer.parts.kernels.kernel import Context, Kernel, KernelPart, rules_within
+from polyformer.parts.contract import Clause, Refuses, Term
+from polyformer.parts.kernels.kernel import Context, Kernel, KernelPart, beyond, rules_within
 from polyformer.parts.part import Part, draw_normal
-from polyformer.parts.rules import Everyone, SameDocument
+from polyformer.parts.rules import Everyone, Rule, SameDocument
 
 
 class Linformer(Kernel):
@@ -37,6 +39,12 @@ class Linformer(Kernel):
     def check(self) -> None:
         self.require(self.length > 0 and self.rank > 0, "length and rank must be at least 1")
         self.require(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")
+
+    def unable(self, see: Rule) -> str:
+        return beyond(see, Everyone, SameDocument)
+
+    def breaks(self) -> Mapping[Clause, Term]:
+        return {"packed": Refuses("its projections mix all keys, so nothing can keep documents apart")}
 
     def module(self) -> Part:
         return LinformerPart(self)
@@ -68,9 +76,8 @@ class LinformerPart(KernelPart):
 
     def _mixing(self, context: Context) -> tuple[Tensor, Tensor]:
         """Return P and P' for the places of this batch's keys, each [R, K] or [B, 1, R, K] with zeros at padding."""
-        rules, view = rules_within(context, "Linformer", Everyone, SameDocument), context.view
-        if SameDocument() in rules and view.key_documents is not None:
-            raise SpecError("Linformer mixes all keys, so it can't keep packed documents apart")
+        rules_within(context, "Linformer", Everyone, SameDocument)
+        view = context.view
         length = self.keys.shape[1]
         found = view.keys if view.valid is None else int(view.valid.sum(1).max())
         if found > length:
