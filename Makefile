@@ -1,4 +1,4 @@
-# make run | test | test-slow | parity | check | bench: each does all its own set-up in a fresh clone.
+# make run | test | test-slow | parity | contract | check | bench: each does all its own set-up in a fresh clone.
 #
 #   make run RECIPE=recipes/other.toml OUT=runs/other ARGS='--set train.budget.count=10'
 #   make test ARGS='tests/parts -k causal'
@@ -17,7 +17,7 @@ DEV  := $(VENV)/.installed-dev
 
 OLD_PYTHON := polyformer needs Python 3.11 or newer, and $(PYTHON) is not: name another one, as in "make PYTHON=python3.12"
 
-.PHONY: help run test test-slow parity check bench clean
+.PHONY: help run test test-slow parity contract check bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +34,9 @@ test-slow: $(DEV)
 
 parity: $(DEV)
 	$(BIN)/python -m tests.families.table $(ARGS)
+
+contract: $(DEV)
+	$(BIN)/python -m tests.parts.table $(ARGS)
 
 check: $(DEV)
 	$(BIN)/ruff check .

@@ -25,7 +25,7 @@ import sys
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, dataclass_transform
 
 from polyformer.errors import SpecError, suggest
@@ -33,6 +33,7 @@ from polyformer.errors import SpecError, suggest
 if TYPE_CHECKING:
     import torch
 
+    from polyformer.parts.contract import Clause, Term
     from polyformer.parts.part import Part
 
 R = TypeVar("R", bound="Record")
@@ -130,7 +131,17 @@ class Record:
 
 
 class Spec(Record, abstract=True):
-    """A record that builds a module: the same tree of names, one `Part` for each `Spec`."""
+    """A record that builds a module: the same tree of names, one `Part` for each `Spec`.
+
+    Attributes:
+        spared: by field, the clauses of the invariance contract that what stands there is never put to.
+    """
+
+    spared: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    def breaks(self) -> Mapping[Clause, Term]:
+        """Return the clauses of the invariance contract that this part itself doesn't hold, and why (`contract_of`)."""
+        return {}
 
     def module(self) -> Part:
         """Make this spec's own part (its children are made by `Part`); every buildable spec overrides it."""

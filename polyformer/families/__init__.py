@@ -30,6 +30,7 @@ from polyformer.families.pegasus import Pegasus
 from polyformer.families.qwen2 import Qwen2
 from polyformer.families.qwen3 import Qwen3
 from polyformer.families.qwen_moe import Qwen2Moe, Qwen3Moe
+from polyformer.families.retnet import RetNet
 from polyformer.families.roberta import Camembert, Roberta, XlmRoberta
 from polyformer.families.swin import Swin
 from polyformer.families.switch import Switch
@@ -79,9 +80,9 @@ FAMILIES: tuple[type[Family], ...] = (
     Whisper,
     Xlm,
 )
-"""The families that are read from a `config.json`. `Transformer2017` is made from a recipe instead."""
+"""The families that are read from a `config.json`. `Transformer2017` and `RetNet` are made from sizes instead."""
 
-__all__ = ["FAMILIES", "Family", "Marian", "Transformer2017", "family_of", "read_family"]
+__all__ = ["FAMILIES", "Family", "Marian", "RetNet", "Transformer2017", "family_of", "read_family"]
 
 
 def family_of(model_type: str) -> type[Family]:

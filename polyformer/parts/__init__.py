@@ -2,17 +2,22 @@
 
 from polyformer.parts.attention import Attention, CrossAttention, Heads, PerHead
 from polyformer.parts.audio import Frames, MaskedSpans
+from polyformer.parts.chunked import Chunked
+from polyformer.parts.contract import CLAUSES, Clause, Differs, Refuses, Within, contract_of
 from polyformer.parts.convolution import ChannelNorm, Convolution, GatedConvolution
 from polyformer.parts.dropout import Dropout, DropPath
 from polyformer.parts.embeddings import Add, Concatenate, Embed, Gate, Lookup, TokenEmbedding
 from polyformer.parts.experts import Experts, Gated, Routing
 from polyformer.parts.feedforward import FeedForward
 from polyformer.parts.flow import Flow, Trace
+from polyformer.parts.gating import SpatialGating
 from polyformer.parts.heads import LMHead
 from polyformer.parts.idle import Idle
 from polyformer.parts.inputs import Delay, Given, InputPart
 from polyformer.parts.kernels.capped import Capped
+from polyformer.parts.kernels.features import LinearAttention, Performer
 from polyformer.parts.kernels.kernel import Context, Kernel
+from polyformer.parts.kernels.lowrank import Linformer
 from polyformer.parts.kernels.softmax import Softmax
 from polyformer.parts.linear import Linear
 from polyformer.parts.model import Memory, Output, Tie, Transformer
@@ -35,6 +40,8 @@ from polyformer.parts.pooling import (
 from polyformer.parts.positions import Learned, Position, Sinusoidal, Table
 from polyformer.parts.relative import Alibi, Buckets, RelativePosition, Shaw, TransformerXL, Turned
 from polyformer.parts.residual import Branches, Chain, Residual
+from polyformer.parts.retention import Retention
+from polyformer.parts.reversible import Coupling, Reversible
 from polyformer.parts.rotary import Dynamic, Interpolated, Llama3, Rotary, Scaling, Yarn
 from polyformer.parts.rules import Causal, Everyone, Rule, SameDocument, Window
 from polyformer.parts.stack import Pyramid, Repeat, Stack
@@ -42,6 +49,7 @@ from polyformer.parts.vision import GridPositions, Patches, Token
 from polyformer.parts.windows import GridBias, PatchMerging, Windows
 
 __all__ = [
+    "CLAUSES",
     "Activate",
     "Add",
     "Alibi",
@@ -53,12 +61,16 @@ __all__ = [
     "Causal",
     "Chain",
     "ChannelNorm",
+    "Chunked",
+    "Clause",
     "Clip",
     "Concatenate",
     "Context",
     "Convolution",
+    "Coupling",
     "CrossAttention",
     "Delay",
+    "Differs",
     "DropPath",
     "Dropout",
     "Dynamic",
@@ -85,6 +97,8 @@ __all__ = [
     "LayerNorm",
     "Learned",
     "Linear",
+    "LinearAttention",
+    "Linformer",
     "Llama3",
     "Lookup",
     "MaskedSpans",
@@ -100,14 +114,18 @@ __all__ = [
     "PatchMerging",
     "Patches",
     "PerHead",
+    "Performer",
     "Pool",
     "Position",
     "PowerNorm",
     "Pyramid",
     "RMSNorm",
+    "Refuses",
     "RelativePosition",
     "Repeat",
     "Residual",
+    "Retention",
+    "Reversible",
     "Rotary",
     "Routing",
     "Rule",
@@ -117,6 +135,7 @@ __all__ = [
     "Shaw",
     "Sinusoidal",
     "Softmax",
+    "SpatialGating",
     "Squeeze",
     "Stack",
     "Table",
@@ -129,5 +148,7 @@ __all__ = [
     "Turned",
     "Window",
     "Windows",
+    "Within",
     "Yarn",
+    "contract_of",
 ]

@@ -5,11 +5,14 @@ Shape letters: B batch, S query length, K key length, D width, H heads, G key/va
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from polyformer.errors import SpecError
+from polyformer.parts.contract import Clause, Term
 from polyformer.parts.kernels.kernel import Context, Kernel, KernelPart
 from polyformer.parts.kernels.softmax import Softmax
 from polyformer.parts.linear import Linear
@@ -61,6 +64,10 @@ class Attention(Spec):
 
     def check(self) -> None:
         _check_sizes(self)
+        _check_kernel(self, self.see)
+
+    def breaks(self) -> Mapping[Clause, Term]:
+        return self.see.breaks()
 
     @classmethod
     def of_width(cls, width: int, heads: int, see: Rule, bias: bool = True) -> Attention:
@@ -102,6 +109,7 @@ class CrossAttention(Spec):
 
     def check(self) -> None:
         _check_sizes(self)
+        _check_kernel(self, Everyone())
 
     @classmethod
     def of_width(cls, width: int, heads: int, bias: bool = True) -> CrossAttention:
@@ -122,6 +130,11 @@ def _check_sizes(spec: Attention | CrossAttention) -> None:
             size, does = (linear.inputs, "takes") if name == "o" else (linear.outputs, "gives")
             told = f"{name} {does} {size} values, but {count} heads of width {heads.width} make {count * heads.width}"
             spec.require(size == count * heads.width, told)
+
+
+def _check_kernel(spec: Attention | CrossAttention, see: Rule) -> None:
+    why = spec.kernel.unable(see)
+    spec.require(not why, f"{type(spec.kernel).__name__} can't follow {see}: {why}")
 
 
 class Projected(Slotted):
@@ -159,17 +172,18 @@ class AttentionPart(Projected):
         self.see = spec.see
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        if flow.view.key_documents is not None and not self.see.separates():
-            raise SpecError(f"document ids would keep nothing apart: the rule {self.see} has no SameDocument in it")
+        for part in (self, self.kernel, self.position):
+            if part is not None:
+                part.agree(flow)
         q = self.split(self.q(x, flow), self.heads.count)
         k = self.split(self.k(x, flow), self.heads.groups)
         v = self.split(self.v(x, flow), self.heads.groups)
         if self.position is not None:
             q, k = self.position.ask(q, flow), self.position.turn(k, flow)
-        if flow.cache is not None:
-            k, v = flow.cache.extend(flow.path + self.slot, k, v)
         bias = None if self.position is None else self.position.bias(q, flow)
-        return self.o(self.finish((q, k, v), Context(self.see, flow.view, bias), flow), flow)
+        context = Context(self.see, flow.view, bias, flow.cache, flow.path + self.slot)
+        k, v = self.kernel.recall((k, v), context)
+        return self.o(self.finish((q, k, v), context, flow), flow)
 
 
 class CrossAttentionPart(Projected):
@@ -209,4 +223,4 @@ class PerHeadPart(Part):
         self.width = spec.norm.width
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        return self.norm(x.view(*x.shape[:-1], -1, self.width), flow).flatten(-2)
+        return self.norm(torch.unflatten(x, -1, (-1, self.width)), flow).flatten(-2)

@@ -5,6 +5,7 @@ Shape letters: B batch, S length, C channels, D width, K kernel size.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyformer.errors import SpecError
+from polyformer.parts.contract import Clause, Refuses, Term
 from polyformer.parts.feedforward import ACTIVATIONS, Activation
 from polyformer.parts.linear import Linear
 from polyformer.parts.norms import BatchNorm, Norm
@@ -43,6 +45,15 @@ class Convolution(Spec):
         even = self.inputs % self.groups == 0 and self.outputs % self.groups == 0
         self.require(even, f"{self.groups} groups can't share {self.inputs} inputs and {self.outputs} outputs evenly")
 
+    def breaks(self) -> Mapping[Clause, Term]:
+        found: dict[Clause, Term] = {}
+        if self.kernel > 1 or self.stride > 1:
+            found["cached"] = Refuses("it hears rows on both sides, and a cache holds none of its inputs")
+            found["packed"] = Refuses("where two documents meet, it would hear both at once")
+        if self.stride > 1 or 2 * self.padding != self.kernel - 1:
+            found["padded on the left"] = Refuses("it makes fewer rows, which it counts from each sequence's first")
+        return found
+
     def module(self) -> Part:
         return ConvolutionPart(self)
 
@@ -52,6 +63,12 @@ class ChannelNorm(Norm):
 
     This is group normalisation with a group to each channel (Wu and He 2018), as wav2vec 2.0's first layer has it.
     """
+
+    def breaks(self) -> Mapping[Clause, Term]:
+        return {
+            "cached": Refuses("its statistics are of the whole sequence"),
+            "packed": Refuses("its statistics are of the whole row"),
+        }
 
     def module(self) -> Part:
         return ChannelNormPart(self)
@@ -94,6 +111,7 @@ class ConvolutionPart(Part):
         draw_normal(self.weight, (spec.inputs // spec.groups * spec.kernel) ** -0.5)
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        self.agree(flow)
         real, before = flow.rows_valid, x.shape[1]
         after = (before + 2 * self.padding - self.kernel) // self.stride + 1
         if after < 1:
@@ -101,8 +119,6 @@ class ConvolutionPart(Part):
         if real is not None and self.padding:
             x = x.masked_fill(~real[..., None], 0.0)
         if after != before:
-            if real is not None and not flow.view.right_padded:
-                raise SpecError("sound must be padded on its right, where a convolution shortens it")
             lengths = None if real is None else real.sum(1) + 2 * self.padding - self.kernel
             flow.renew(after, None if lengths is None else (lengths // self.stride + 1).clamp(min=0))
         x = x.transpose(1, 2)
@@ -119,11 +135,13 @@ class ChannelNormPart(Part):
         self.eps = spec.eps
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        self.agree(flow)
         real = flow.rows_valid
         if real is None:
             rows = torch.group_norm(x.transpose(1, 2), x.shape[2], self.weight, self.bias, self.eps)
             return rows.transpose(1, 2)
-        counted, wide = real[..., None].float(), x.float()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        counted = real[..., None].to(wide.dtype)
         count = counted.sum(1, keepdim=True).clamp(min=1)
         centred = wide - (wide * counted).sum(1, keepdim=True) / count
         variance = (centred.square() * counted).sum(1, keepdim=True) / count

@@ -5,6 +5,7 @@ Shape letters: B batch, S length, D width, N rows (B·S), E experts, C experts c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from polyformer.parts.contract import Clause, Differs, Term
 from polyformer.parts.linear import Linear
 from polyformer.parts.part import Part, Slotted
 from polyformer.spec import Spec
@@ -45,6 +47,14 @@ class Experts(Spec):
         self.require(0 <= self.jitter < 1, f"jitter must be in [0, 1), not {self.jitter}")
         if isinstance(self.router, Linear):
             self.require(self.router.outputs == count, f"a router to {self.router.outputs} has {count} experts")
+
+    def breaks(self) -> Mapping[Clause, Term]:
+        if self.capacity is None:
+            return {}
+        return {
+            "cached": Differs("an expert's capacity is that of one pass; the rows before it are not counted"),
+            "packed": Differs("an expert's capacity is that of a row of the batch, which documents share"),
+        }
 
     @classmethod
     def of(cls, expert: Spec, width: int, count: int, chosen: int) -> Experts:

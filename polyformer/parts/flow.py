@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from polyformer.parts.experts import Routing
 
 Pair = tuple[Tensor, Tensor]
+State = tuple[Tensor, ...]
 M = TypeVar("M")
 
 
@@ -28,9 +29,11 @@ class Cache(Protocol):
     """Keys and values of what was read before, by layer slot. A module stores none itself.
 
     `length` counts the tokens held, the same for every slot; the model advances it after each forward pass.
+    `states` is for parts that hold sums in place of keys and values: tensors [B, ...] by slot, which they replace.
     """
 
     length: int
+    states: dict[str, State]
 
     def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor) -> Pair:
         """Hold the new keys and values behind the earlier ones and return all, each [B, G, K, E]."""
@@ -54,6 +57,7 @@ class GrowingCache:
     """A cache that joins new keys to the old ones: no length to know beforehand, but each step copies."""
 
     length: int = 0
+    states: dict[str, State] = field(default_factory=dict)
     _own: dict[str, Pair] = field(default_factory=dict)
     _memory: dict[str, Pair] = field(default_factory=dict)
 
@@ -71,13 +75,18 @@ class GrowingCache:
 
     def reorder(self, rows: Tensor) -> None:
         self._own = {slot: (k.index_select(0, rows), v.index_select(0, rows)) for slot, (k, v) in self._own.items()}
+        self._reorder_states(rows)
 
     def reorder_memory(self, rows: Tensor) -> None:
         self._memory = {s: (k.index_select(0, rows), v.index_select(0, rows)) for s, (k, v) in self._memory.items()}
 
+    def _reorder_states(self, rows: Tensor) -> None:
+        self.states = {slot: tuple(t.index_select(0, rows) for t in state) for slot, state in self.states.items()}
+
     @property
     def bytes(self) -> int:
-        return sum(t.nbytes for pairs in (self._own, self._memory) for pair in pairs.values() for t in pair)
+        held = (*self._own.values(), *self._memory.values(), *self.states.values())
+        return sum(t.nbytes for tensors in held for t in tensors)
 
 
 class _Buffer:
@@ -155,6 +164,7 @@ class StaticCache(GrowingCache):
             batch = buffer.shape[1]
             if len(rows) != batch or not torch.equal(rows, torch.arange(batch, device=rows.device)):
                 self._spare = buffer.reorder(rows, self.length, self._spare)
+        self._reorder_states(rows)
 
     def _all(self) -> Iterator[_Buffer]:
         return (buffer for pair in self._buffers.values() for buffer in pair)

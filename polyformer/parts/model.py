@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
 from polyformer.errors import SpecError
+from polyformer.parts.contract import Clause, Refuses, Term
 from polyformer.parts.flow import Cache, Flow, Trace
 from polyformer.parts.inputs import Delay, Given, InputPart
 from polyformer.parts.part import Part
@@ -36,6 +37,8 @@ class Transformer(Spec):
     softmax (section 3.4).
     """
 
+    spared: ClassVar[Mapping[str, tuple[str, ...]]] = {"source": ("cached",), "encoder": ("cached",)}
+
     source: Spec | None = None
     encoder: Spec | None = None
     target: Spec | None = None
@@ -54,6 +57,9 @@ class Transformer(Spec):
         self.require(both or self.delay is None, "only a decoder behind an encoder can read its input with a delay")
         both = self.encoder is not None and self.decoder is not None
         self.require(self.bridge is None or both, "a bridge needs an encoder and a decoder")
+
+    def breaks(self) -> Mapping[Clause, Term]:
+        return {"cached": Refuses("it has no decoder")} if self.decoder is None else {}
 
     def module(self) -> Part:
         return TransformerPart(self)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polyformer.parts.contract import Clause, Differs, Term
 from polyformer.parts.part import Part
 from polyformer.spec import Spec
 
 if TYPE_CHECKING:
     from polyformer.parts.flow import Flow
+
+
+MOVING: Mapping[Clause, Term] = {"checkpointed": Differs("its running statistics take the batch in a second time")}
 
 
 class Norm(Spec, abstract=True):
@@ -57,6 +62,9 @@ class BatchNorm(Norm):
     momentum: float = 0.1
     masked: bool = True
 
+    def breaks(self) -> Mapping[Clause, Term]:
+        return MOVING
+
     def module(self) -> Part:
         return BatchNormPart(self)
 
@@ -78,6 +86,9 @@ class PowerNorm(Norm):
         super().check()
         self.require(0 < self.momentum <= 1, f"momentum must be in (0, 1], not {self.momentum}")
         self.require(self.warmup >= 0, "warmup can't be negative")
+
+    def breaks(self) -> Mapping[Clause, Term]:
+        return MOVING
 
     def module(self) -> Part:
         return PowerNormPart(self)
@@ -107,8 +118,9 @@ class RMSNormPart(Part):
     def forward(self, x: Tensor, flow: Flow | None = None) -> Tensor:
         if self.weight is None or not self.offset:
             return F.rms_norm(x, self.shape, self.weight, self.eps)
-        gain = self.offset + self.weight.float()  # in half precision the sum would lose what was trained
-        return F.rms_norm(x.float(), self.shape, gain, self.eps).to(x.dtype)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        gain = self.offset + self.weight.to(wide)  # in half precision the sum would lose what was trained
+        return F.rms_norm(x.to(wide), self.shape, gain, self.eps).to(x.dtype)
 
 
 class BatchNormPart(Part):

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from polyformer.errors import SpecError
+from polyformer.parts.contract import Refuses, asked
 from polyformer.spec import Spec, child_fields
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ class Part(nn.Module):
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.spec = spec
+        self.refusals = {clause: term.why for clause, term in spec.breaks().items() if isinstance(term, Refuses)}
         for name, shape in child_fields(type(spec)).items():
             value = getattr(spec, name)
             if shape == "many":
@@ -37,11 +40,29 @@ class Part(nn.Module):
         """Map x [B, S, D] to the same shape unless the part says otherwise."""
         raise NotImplementedError
 
+    def agree(self, flow: Flow) -> None:
+        """Raise `SpecError` where this pass asks for what the spec declares that it refuses (`Spec.breaks`).
+
+        A part whose spec refuses something calls this first.
+        """
+        if self.refusals:
+            for clause in asked(flow):
+                if clause in self.refusals:
+                    raise SpecError(f"{type(self.spec).__name__} can't be {clause}: {self.refusals[clause]}")
+
 
 class Slotted(Part):
     """A part that is known by where it stands: in caches and traces as `flow.path + slot`, which its stack gives it."""
 
     slot = ""
+
+
+def name_slots(blocks: nn.ModuleList) -> None:
+    """Name each slotted part by its path in its block; which block it is the flow's path says."""
+    for block in blocks:
+        for name, inner in block.named_modules():
+            if isinstance(inner, Slotted):
+                inner.slot = name
 
 
 def draw_normal(tensor: Tensor, std: float) -> None:

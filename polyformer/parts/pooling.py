@@ -5,6 +5,7 @@ Shape letters: B batch, S length, D width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polyformer.errors import SpecError
+from polyformer.parts.contract import Clause, Refuses, Term
 from polyformer.parts.feedforward import ACTIVATIONS, Activation
 from polyformer.parts.part import Part
 from polyformer.spec import Spec
@@ -25,6 +27,12 @@ if TYPE_CHECKING:
 class Pool(Spec, abstract=True):
     """Rows [B, S, D] to one vector a sequence [B, D]; padding is never pooled."""
 
+    def breaks(self) -> Mapping[Clause, Term]:
+        return {
+            "cached": Refuses("the rows of earlier passes are not held"),
+            "packed": Refuses("it gives one vector a row, not one a document"),
+        }
+
 
 class Nth(Pool):
     """The `index`-th real row; 0 is where BERT has its [CLS]."""
@@ -37,6 +45,9 @@ class Nth(Pool):
 
 class Last(Pool):
     """The last real row: the one that has seen all, in a causal model."""
+
+    def breaks(self) -> Mapping[Clause, Term]:
+        return {clause: term for clause, term in super().breaks().items() if clause != "cached"}
 
     def module(self) -> Part:
         return LastPart(self)
@@ -127,69 +138,77 @@ class MeanOfHeads(Spec):
         return MeanOfHeadsPart(self)
 
 
-class NthPart(Part):
+class PoolPart(Part):
+    """x [B, S, D] -> [B, D]."""
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        self.agree(flow)
+        return self.pool(x, flow.rows_valid, flow)
+
+    def pool(self, x: Tensor, real: Tensor | None, flow: Flow) -> Tensor:
+        """Pool the rows of which `real` [B, S] are; None if all are."""
+        raise NotImplementedError
+
+
+class NthPart(PoolPart):
     """x [B, S, D] -> [B, D]."""
 
     def __init__(self, spec: Nth) -> None:
         super().__init__(spec)
         self.index = spec.index
 
-    def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        real = flow.rows_valid
+    def pool(self, x: Tensor, real: Tensor | None, flow: Flow) -> Tensor:
         if real is None:
             return x[:, self.index]
         return x[torch.arange(len(x), device=x.device), real.long().argmax(1) + self.index]
 
 
-class LastPart(Part):
+class LastPart(PoolPart):
     """x [B, S, D] -> [B, D]."""
 
-    def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        real = flow.rows_valid
+    def pool(self, x: Tensor, real: Tensor | None, flow: Flow) -> Tensor:
         if real is None:
             return x[:, -1]
         places = torch.arange(x.shape[1], device=x.device)
         return x[torch.arange(len(x), device=x.device), (real * places).argmax(1)]
 
 
-class LastOfPart(Part):
+class LastOfPart(PoolPart):
     """x [B, S, D] -> [B, D]."""
 
     def __init__(self, spec: LastOf) -> None:
         super().__init__(spec)
         self.token = spec.token
 
-    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+    def pool(self, x: Tensor, real: Tensor | None, flow: Flow) -> Tensor:
         ids = flow.inputs.get("ids")
         found = None if ids is None else ids == self.token
-        if found is not None and flow.rows_valid is not None:
-            found = found & flow.rows_valid
+        if found is not None and real is not None:
+            found = found & real
         if found is None or not bool(found.any(1).all()):
             raise SpecError(f"each sequence must hold the end token {self.token}, by whose row it is judged")
         places = torch.arange(x.shape[1], device=x.device)
         return x[torch.arange(len(x), device=x.device), (found * (places + 1)).argmax(1)]
 
 
-class MeanPart(Part):
+class MeanPart(PoolPart):
     """x [B, S, D] -> [B, D]; a sequence without a real row gives zeros."""
 
     def __init__(self, spec: Mean) -> None:
         super().__init__(spec)
         self.first = spec.first
 
-    def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        real = flow.rows_valid
+    def pool(self, x: Tensor, real: Tensor | None, flow: Flow) -> Tensor:
         if real is None:
             return x[:, self.first :].mean(1)
-        kept = real[:, self.first :, None].to(x.dtype)
-        return (x[:, self.first :] * kept).sum(1) / kept.sum(1).clamp(min=1e-9)
+        kept = (real & (real.cumsum(1) > self.first))[..., None].to(x.dtype)
+        return (x * kept).sum(1) / kept.sum(1).clamp(min=1e-9)
 
 
-class MaxPart(Part):
+class MaxPart(PoolPart):
     """x [B, S, D] -> [B, D]."""
 
-    def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        real = flow.rows_valid
+    def pool(self, x: Tensor, real: Tensor | None, flow: Flow) -> Tensor:
         return (x if real is None else x.masked_fill(~real[..., None], -1e9)).amax(1)
 
 

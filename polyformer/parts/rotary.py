@@ -6,11 +6,13 @@ Shape letters: B batch, S length, H heads, E head width, R the rotated part of a
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from polyformer.parts.contract import Clause, Differs, Term
 from polyformer.parts.part import Part
 from polyformer.parts.relative import RelativePart, RelativePosition
 from polyformer.spec import Record
@@ -29,6 +31,10 @@ class Scaling(Record, abstract=True):
     def strength(self) -> float:
         """Return the factor on turned queries and keys."""
         return 1.0
+
+    def breaks(self) -> Mapping[Clause, Term]:
+        """Return what it keeps `Rotary` from holding of the invariance contract."""
+        return {}
 
 
 class Interpolated(Scaling):
@@ -52,6 +58,16 @@ class Dynamic(Scaling):
     def frequencies(self, rope: Rotary, length: int) -> Tensor:
         stretch = self.factor * max(length, self.trained) / self.trained - (self.factor - 1)
         return rope.plain(rope.base * stretch ** (rope.width / (rope.width - 2)))
+
+    def breaks(self) -> Mapping[Clause, Term]:
+        longest = Differs("beyond the trained length, the angles are those for the longest sequence of the batch")
+        now = Differs("beyond the trained length, keys keep the angles they were cached with")
+        return {
+            "padded on the right": longest,
+            "padded on the left": longest,
+            "packed": longest,
+            "cached": now,
+        }
 
 
 class Llama3(Scaling):
@@ -123,6 +139,9 @@ class Rotary(RelativePosition):
 
     def check(self) -> None:
         self.require(self.width > 0 and self.width % 2 == 0, f"width must be even, not {self.width}")
+
+    def breaks(self) -> Mapping[Clause, Term]:
+        return {} if self.scaling is None else self.scaling.breaks()
 
     def plain(self, base: float | None = None) -> Tensor:
         """Return the unscaled angle a place of each pair [R / 2], in float32, as published models were trained with."""

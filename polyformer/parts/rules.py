@@ -7,12 +7,15 @@ of the batch, and `View` adds it to every rule.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from polyformer.errors import SpecError
+from polyformer.parts.contract import Clause, Refuses, Term
 from polyformer.spec import Record
 
 
@@ -27,9 +30,24 @@ class Rule(Record, abstract=True):
         """Return the simplest rule that means the same in this batch."""
         return self
 
-    def separates(self) -> bool:
-        """Tell whether documents packed into one row are kept apart."""
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a query may look at keys behind it, which are not there yet where a text is read piece by piece."""
+        return True
+
+    @property
+    def keeps_apart(self) -> bool:
+        """Whether no query looks at another document's keys."""
         return False
+
+    def breaks(self) -> Mapping[Clause, Term]:
+        """Return what a part whose rows meet under this rule can't hold of the invariance contract."""
+        found: dict[Clause, Term] = {}
+        if self.looks_ahead:
+            found["cached"] = Refuses("its rule lets queries look at keys behind them; one with Causal() does not")
+        if not self.keeps_apart:
+            found["packed"] = Refuses("its rule lets documents look at each other; one with SameDocument() does not")
+        return found
 
     def __and__(self, other: Rule) -> Rule:
         parts = [rule for side in (self, other) for rule in (side.rules if isinstance(side, All) else (side,))]
@@ -48,6 +66,10 @@ class Everyone(Rule):
 
 class Causal(Rule):
     """A query looks at keys at its own place or before it; keys held in a cache come before all queries."""
+
+    @property
+    def looks_ahead(self) -> bool:
+        return False
 
     def allowed(self, view: View) -> Tensor | None:
         if view.queries == 1:
@@ -75,11 +97,12 @@ class Window(Rule):
 class SameDocument(Rule):
     """A query looks at keys of its own document only: several documents packed into one row don't meet."""
 
+    @property
+    def keeps_apart(self) -> bool:
+        return True
+
     def here(self, view: View) -> Rule:
         return Everyone() if view.key_documents is None else self
-
-    def separates(self) -> bool:
-        return True
 
     def allowed(self, view: View) -> Tensor | None:
         if view.key_documents is None:
@@ -96,11 +119,16 @@ class All(Rule):
     def check(self) -> None:
         self.require(len(self.rules) > 0, "needs at least one rule")
 
+    @property
+    def looks_ahead(self) -> bool:
+        return all(rule.looks_ahead for rule in self.rules)
+
+    @property
+    def keeps_apart(self) -> bool:
+        return any(rule.keeps_apart for rule in self.rules)
+
     def here(self, view: View) -> Rule:
         return functools.reduce(Rule.__and__, (rule.here(view) for rule in self.rules))
-
-    def separates(self) -> bool:
-        return any(rule.separates() for rule in self.rules)
 
     def allowed(self, view: View) -> Tensor | None:
         found = None
@@ -167,6 +195,26 @@ class View:
             return False
         return bool((self.valid[:, :-1] & ~self.valid[:, 1:]).any())
 
+    @functools.cached_property
+    def pieces(self) -> Tensor | None:
+        """Integers [B, K] numbering packed documents from left to right, each document's padding with it; None if
+        none are packed.
+
+        Raises:
+            SpecError: a document that doesn't stand in one piece, which nothing but a mask of all pairs could tell.
+        """
+        documents = self.key_documents
+        if documents is None:
+            return None
+        if self.valid is not None:  # padding may have any number
+            places = torch.arange(self.keys, device=self.device)
+            first = self.valid.int().argmax(1, keepdim=True)
+            documents = documents.gather(1, torch.where(self.valid, places, first).cummax(1).values)
+        numbers = _changes(documents).cumsum(1)
+        if bool((numbers[:, -1:] != _changes(documents.sort(1).values).sum(1, keepdim=True)).any()):
+            raise SpecError("each packed document must stand in one piece here; rows of another one part one of them")
+        return numbers
+
     def apart(self) -> Tensor:
         """Return the place of each key minus that of each query: integers [1 or B, S, K].
 
@@ -207,6 +255,11 @@ class View:
         if not bool(empty.any()):
             return Mask(causal=False, allowed=allowed[:, None], empty=None)
         return Mask(causal=False, allowed=(allowed | empty)[:, None], empty=empty[:, None])
+
+
+def _changes(documents: Tensor) -> Tensor:
+    """Tell where an id differs from the one before: [B, K] -> boolean [B, K]."""
+    return F.pad(documents[:, 1:] != documents[:, :-1], (1, 0))
 
 
 def _places_in_documents(documents: Tensor, valid: Tensor | None) -> Tensor:

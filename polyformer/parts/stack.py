@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from polyformer.parts.part import Part, Slotted
+from polyformer.parts.part import Part, name_slots
 from polyformer.spec import Spec
 
 if TYPE_CHECKING:
@@ -70,10 +70,7 @@ class StackPart(Part):
     def __init__(self, spec: Stack) -> None:
         super().__init__(spec)
         self.layerdrop = spec.layerdrop
-        for block in self.blocks:
-            for name, inner in block.named_modules():
-                if isinstance(inner, Slotted):
-                    inner.slot = name
+        name_slots(self.blocks)
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         outer = flow.path

@@ -5,12 +5,15 @@ Shape letters: B batch, S rows, D width, H heads, E head width, W windows of an 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyformer.errors import SpecError
 from polyformer.parts.attention import Attention
+from polyformer.parts.contract import Clause, Refuses, Term
 from polyformer.parts.flow import Flow
 from polyformer.parts.linear import Linear
 from polyformer.parts.norms import LayerNorm
@@ -18,6 +21,13 @@ from polyformer.parts.part import Part, draw_normal
 from polyformer.parts.relative import RelativePart, RelativePosition
 from polyformer.parts.rules import SameDocument, View
 from polyformer.spec import Spec
+
+ON_A_GRID: Mapping[Clause, Term] = {
+    "cached": Refuses("it needs all rows of a grid at once"),
+    "packed": Refuses("the rows of a grid are one picture"),
+    "padded on the right": Refuses("all rows of a grid are real"),
+    "padded on the left": Refuses("all rows of a grid are real"),
+}
 
 
 class Windows(Spec):
@@ -41,6 +51,9 @@ class Windows(Spec):
         if self.shift and isinstance(self.op, Attention):
             apart = self.op.see & SameDocument() == self.op.see
             self.require(apart, "in shifted windows, attention must see SameDocument only")
+
+    def breaks(self) -> Mapping[Clause, Term]:
+        return ON_A_GRID
 
     def module(self) -> Part:
         return WindowsPart(self)
@@ -78,6 +91,9 @@ class PatchMerging(Spec):
         """Return the published form, which doubles the width."""
         return cls(LayerNorm(4 * width), Linear(4 * width, 2 * width, bias=False))
 
+    def breaks(self) -> Mapping[Clause, Term]:
+        return ON_A_GRID
+
     def module(self) -> Part:
         return PatchMergingPart(self)
 
@@ -92,6 +108,7 @@ class WindowsPart(Part):
         self.window, self.shift = spec.window, spec.shift
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        self.agree(flow)
         height, width = _grid_of(x, flow)
         window = min(self.window, height, width)
         shift = self.shift if window < min(height, width) else 0
@@ -144,6 +161,7 @@ class PatchMergingPart(Part):
     project: Part
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        self.agree(flow)
         height, width = _grid_of(x, flow)
         x = _padded(x.view(len(x), height, width, -1), 2)
         grid = (x.shape[1] // 2, x.shape[2] // 2)
@@ -157,8 +175,6 @@ def _grid_of(x: Tensor, flow: Flow) -> tuple[int, int]:
     if flow.grid is None or flow.grid[0] * flow.grid[1] != x.shape[1]:
         told = "no grid" if flow.grid is None else f"a grid of {flow.grid[0]} x {flow.grid[1]}"
         raise SpecError(f"windows and merging need rows that are a grid; {x.shape[1]} rows are here, and {told}")
-    if flow.view.valid is not None or flow.cache is not None:
-        raise SpecError("rows of a grid can't be padded or cached where windows or merging follow")
     return flow.grid
 
 

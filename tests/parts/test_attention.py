@@ -22,7 +22,7 @@ from polyformer.parts import (
 from polyformer.parts.attention import Projected
 from polyformer.parts.flow import Flow, GrowingCache, start_flow
 from polyformer.parts.part import Part
-from polyformer.parts.rules import Everyone, View, Window
+from polyformer.parts.rules import Everyone, View
 from tests.parts.models import WIDTH, attention, cross
 from tests.parts.reference import attend
 from tests.parts.test_rules import may
@@ -90,7 +90,7 @@ class TestSelfAttention:
     def test_key_by_key(self, heads: int, groups: int, rule: Rule, padding: list[list[int]]) -> None:
         part = drawn(attention(heads, groups, rule).build())
         x = x_of(3, 5, WIDTH)
-        documents = torch.tensor(DOCUMENTS) if rule.separates() else None
+        documents = torch.tensor(DOCUMENTS) if rule.keeps_apart else None
         found = part(x, start_flow(x, torch.tensor(padding), documents))
 
         def see(b: int, s: int, j: int) -> bool:
@@ -116,8 +116,7 @@ class TestSelfAttention:
     def test_weights_are_what_was_used(self, heads: int, groups: int, rule: Rule) -> None:
         part = drawn(attention(heads, groups, rule).build())
         x = x_of(3, 5, WIDTH)
-        documents = torch.tensor(DOCUMENTS) if rule.separates() else None
-        flow = start_flow(x, torch.tensor(PADDINGS["left"]), documents)
+        flow = start_flow(x, torch.tensor(PADDINGS["left"]), torch.tensor(DOCUMENTS) if rule.keeps_apart else None)
         flow.trace = Trace()
         out = part(x, flow)
         (weights,) = flow.trace.attention.values()
@@ -139,8 +138,8 @@ class TestNothingToLookAt:
         part = drawn(attention(heads, groups, rule).build())
         x = x_of(2, 4, WIDTH)
         valid = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0]])
-        documents = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0]]) if rule.separates() else None
-        out = part(x, start_flow(x, valid, documents))
+        documents = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0]])
+        out = part(x, start_flow(x, valid, documents if rule.keeps_apart else None))
         nothing = out[1] if rule == Everyone() else torch.cat((out[0, :2], out[1]))
         torch.testing.assert_close(nothing, part.o.bias.expand_as(nothing))
         (gradient,) = torch.autograd.grad(nothing.sum(), x)
@@ -313,11 +312,3 @@ class TestSizes:
         fine = attention(6, 2, Everyone()) if kind is Attention else cross(6, 2)
         with pytest.raises(SpecError, match="o takes 5 values, but"):
             fine.replace(o=Linear(5, WIDTH))
-
-
-def test_documents_that_no_rule_keeps_apart() -> None:
-    x = torch.randn(3, 5, 8)
-    flow = start_flow(x, None, torch.tensor(DOCUMENTS))
-    for rule in (Everyone(), Causal(), Causal() & Window(3)):
-        with pytest.raises(SpecError, match="no SameDocument in it"):
-            Attention.of_width(8, 2, rule).build()(x, flow)

@@ -85,7 +85,7 @@ def test_the_weights_are_those_that_attend() -> None:
     part, context = cast(Any, Capped(2.0).build()), Context(Causal(), view_of(3, 5))
     weights = part.weights(q, k, context)
     assert weights.shape == (2, 4, 3, 5)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 3))
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 3, dtype=weights.dtype))
     mixed = weights.double() @ v.repeat_interleave(2, 1)
     torch.testing.assert_close(mixed, part.attend((q, k, v), context), atol=1e-6, rtol=1e-5)
 

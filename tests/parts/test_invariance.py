@@ -1,6 +1,6 @@
-"""The contract that every part signs: the same answer however the work is laid out.
+"""What the contract of parts (test_contract.py) comes to in whole models: masks of both sides, documents, caches.
 
-All in float64, where rounding can't hide a leak. The sums of all gradients are compared too.
+All in float64, where rounding can't hide a leak. Gradients are compared too.
 """
 
 from __future__ import annotations

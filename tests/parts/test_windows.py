@@ -256,7 +256,7 @@ def test_windows_need_a_grid() -> None:
         part(x, flow)
     packed = start_flow(x, documents=torch.zeros(2, 6, dtype=torch.long))
     packed.grid = (2, 3)
-    with pytest.raises(SpecError, match="where documents are packed"):
+    with pytest.raises(SpecError, match="PatchMerging can't be packed"):
         PatchMerging.of_width(WIDTH).build()(x, packed)
     with pytest.raises(SpecError, match="rows that are patches of an image"):
         GridPositions(WIDTH, (2, 3)).build()(x, start_flow(x))

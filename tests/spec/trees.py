@@ -46,6 +46,13 @@ def block(width: int = WIDTH, cross: bool = False) -> Chain:
     return Chain((attention, looking, feeding) if cross else (attention, feeding))
 
 
+def coupling(width: int = WIDTH) -> parts.Coupling:
+    """Return a reversible block of attention and a feed-forward network, with dropout in both."""
+    attention = Chain((LayerNorm(width), Attention.of_width(width, 2, Causal() & SameDocument()), Dropout(0.1)))
+    feeding = FeedForward.of_widths(width, 2 * width).replace(dropout=Dropout(0.1))
+    return parts.Coupling(attention, Chain((LayerNorm(width), feeding)))
+
+
 def translator(layers: int = 2, width: int = WIDTH) -> Transformer:
     """Return an encoder–decoder model whose three matrices are tied."""
     return Transformer(
@@ -78,6 +85,10 @@ SAMPLES: dict[type[Spec], Spec] = {
         Embed(TokenEmbedding(11, WIDTH), Learned(WIDTH, 9), norm=LayerNorm(WIDTH), dropout=Dropout(0.1)),
         FeedForward.gated(WIDTH, 12),
         Softmax(),
+        parts.LinearAttention(),
+        parts.Performer(WIDTH // 2, 5),
+        parts.Linformer(9, 3),
+        parts.Retention.of_width(WIDTH, 2, Causal()),
         Attention.of_width(WIDTH, 4, Causal() & SameDocument()),
         CrossAttention.of_width(WIDTH, 4),
         Residual(Linear(WIDTH, WIDTH), RMSNorm(WIDTH), Dropout(0.1), LayerNorm(WIDTH)),
@@ -125,6 +136,10 @@ SAMPLES: dict[type[Spec], Spec] = {
         parts.MeanOfHeads((Linear(WIDTH, 2), Linear(WIDTH, 2))),
         parts.Branches((Linear(WIDTH, WIDTH), LayerNorm(WIDTH))),
         parts.Repeat(block(), 3),
+        parts.Coupling(FeedForward.of_widths(WIDTH // 2, 6), Linear(WIDTH // 2, WIDTH // 2)),
+        parts.Reversible((coupling(),) * 2, LayerNorm(2 * WIDTH)),
+        parts.Chunked(FeedForward.of_widths(WIDTH, 12), 2),
+        parts.SpatialGating.of_width(WIDTH, 12, Causal() & SameDocument()),
     )
 }
 

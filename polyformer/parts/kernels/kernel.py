@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from polyformer.errors import SpecError
 from polyformer.parts.part import Part
-from polyformer.parts.rules import Rule, View
+from polyformer.parts.rules import All, Rule, View
 from polyformer.spec import Spec
+
+if TYPE_CHECKING:
+    from polyformer.parts.flow import Cache, Pair
 
 
 class Kernel(Spec, abstract=True):
     """Computes attention from queries, keys and values under a rule."""
+
+    def unable(self, see: Rule) -> str:
+        """Return why this kernel can't follow a rule, or nothing where it can; attention with both can't be made."""
+        return ""
 
 
 @dataclass
@@ -23,15 +32,26 @@ class Context:
     Attributes:
         rule, view: who may look at whom.
         bias: added to the scores, broadcastable to [B, H, S, K]; None for none.
+        cache, slot: where what was read before is held, and by what name; None for none.
     """
 
     rule: Rule
     view: View
     bias: Tensor | None = None
+    cache: Cache | None = None
+    slot: str = ""
 
 
 class KernelPart(Part):
     """The seam for other attentions: it is handed q, k, v and their context."""
+
+    def recall(self, new: Pair, context: Context) -> Pair:
+        """Return what `attend` takes as keys and values, for those of new tokens, each [B, G, S, E].
+
+        That is those of all tokens so far, which the cache holds; a kernel that holds sums in place of them takes the
+        new ones.
+        """
+        return new if context.cache is None else context.cache.extend(context.slot, *new)
 
     def attend(self, qkv: tuple[Tensor, Tensor, Tensor], context: Context) -> Tensor:
         """Return the mixed values [B, H, S, E] for q [B, H, S, E], k and v [B, G, K, E] with H a multiple of G.
@@ -45,12 +65,38 @@ class KernelPart(Part):
         raise NotImplementedError
 
 
+def rules_of(see: Rule) -> tuple[Rule, ...]:
+    """Return the rules that one is made of."""
+    return see.rules if isinstance(see, All) else (see,)
+
+
+def beyond(see: Rule, *known: type[Rule]) -> str:
+    """Return what is in a rule that a part knows only by these types can't honour; nothing if it can."""
+    odd = next((type(one).__name__ for one in rules_of(see) if not isinstance(one, known)), None)
+    able = ", ".join(kind.__name__ for kind in known)
+    return "" if odd is None else f"can't honour the rule {odd}; it knows {able}"
+
+
+def rules_within(context: Context, name: str, *known: type[Rule]) -> tuple[Rule, ...]:
+    """Return the rules of an attention, for a part that knows only some and makes no scores.
+
+    Raises:
+        SpecError: another rule, or a score bias; `name` is what the part is called.
+    """
+    odd = beyond(context.rule, *known)
+    if odd:
+        raise SpecError(f"{name} {odd}")
+    if context.bias is not None:
+        raise SpecError(f"{name} makes no scores that a position could add a bias to; Rotary turns queries and keys")
+    return rules_of(context.rule)
+
+
 def dense_weights(scores: Tensor, context: Context) -> Tensor:
-    """Return the softmax in float32 of scores [B, H, S, K] with their bias, over the keys that the rule allows.
+    """Return the softmax of scores [B, H, S, K] with their bias, in float32 at least, over the keys the rule allows.
 
     A query with nothing to look at has weights of zero.
     """
-    scores = scores.float()
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if context.bias is not None:
         scores = scores + context.bias
     mask = context.view.mask(context.rule)
