@@ -115,12 +115,13 @@ class SentenceModules:
     Attributes:
         pooler: rows [B, S, D] to vectors [B, E].
         tensors: the pooler's, by our names; none if it has no dense steps.
-        transformer: the folder of the model itself.
+        folder, transformer: the folder that says so, and that of the model itself.
         length: the most tokens that a text is cut to, or None.
     """
 
     pooler: parts.Chain
     tensors: TensorMap
+    folder: Path
     transformer: Path
     length: int | None
 
@@ -155,7 +156,7 @@ def read_sentence_modules(folder: Path) -> SentenceModules:
             raise SpecError(f"{folder / MODULES} has a step '{kind[:100]}', which is not supported behind the pooling")
     tensors = Names(rows).to_ours(TensorMap(readers))
     _refuse_prompt(folder)
-    return SentenceModules(parts.Chain(tuple(steps)), tensors, model, _length(model))
+    return SentenceModules(parts.Chain(tuple(steps)), tensors, folder, model, _length(model))
 
 
 def _modules(folder: Path) -> list[tuple[str, Path]]:

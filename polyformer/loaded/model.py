@@ -15,7 +15,6 @@ from polyformer.families.generation import Generation
 from polyformer.parts import Chain, Mean, Normalise
 from polyformer.parts.model import Transformer, TransformerPart
 from polyformer.spec import Spec
-from polyformer.weights.folders import member
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from polyformer.data.tokenizer import TextPairTokenizer
     from polyformer.generate import Continuation, Sampling, Search, Translation
     from polyformer.parts.part import Part
-
-SMALL = 64 * 2**20
 
 
 @dataclass
@@ -246,14 +243,3 @@ def ready(model: Any) -> TransformerPart:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a file as the reference library lays it out."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def keep(loaded: Loaded, folder: Path, name: str) -> None:
-    """Keep a small file of a folder with the model, if it is there, so that it is not lost when that is saved.
-
-    Raises:
-        WeightsError: a link out of the folder.
-    """
-    file = member(folder, name)
-    if file.is_file() and file.stat().st_size <= SMALL:
-        loaded.files[name] = file.read_bytes()

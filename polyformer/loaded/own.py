@@ -8,8 +8,9 @@ import torch
 
 from polyformer.errors import WeightsError
 from polyformer.families.generation import Generation
+from polyformer.loaded.beside import read_beside, read_sentence, save_beside
 from polyformer.loaded.model import Loaded, ready, write_json
-from polyformer.loaded.tokenizers import TOKENIZER, read_tokenizers
+from polyformer.loaded.tokenizers import TOKENIZER
 from polyformer.parts.model import Transformer
 from polyformer.weights import strict_json
 from polyformer.weights.assemble import assemble, disassemble
@@ -30,7 +31,7 @@ def load_own(path: Path, device: torch.device | str | None, dtype: torch.dtype |
         loaded.generation = Generation.read({}, strict_json.read(path / GENERATION), str(path / GENERATION))
     if (path / LABELS).exists():
         loaded.labels = tuple(map(str, strict_json.read(path / LABELS).get("labels", ())))
-    read_tokenizers(loaded, path)
+    read_beside(loaded, path, read_sentence(path))
     return loaded
 
 
@@ -42,6 +43,4 @@ def save_own(loaded: Loaded, stage: Path) -> None:
         write_json(stage / GENERATION, loaded.generation.write())
     if loaded.labels:
         write_json(stage / LABELS, {"labels": list(loaded.labels)})
-    for tokenizer in (loaded.tokenizer, loaded.text_tokenizer):
-        if tokenizer is not None:
-            tokenizer.save(stage / TOKENIZER)
+    save_beside(loaded, stage, stage / TOKENIZER)

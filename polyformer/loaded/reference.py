@@ -10,24 +10,22 @@ import torch
 from polyformer.families import Family, read_family
 from polyformer.families.config import write_config
 from polyformer.families.generation import Generation
-from polyformer.loaded.model import Loaded, keep, ready, write_json
+from polyformer.loaded.beside import read_beside, read_sentence, save_beside
+from polyformer.loaded.model import Loaded, ready, write_json
 from polyformer.loaded.own import GENERATION
-from polyformer.loaded.sentence import give_pooling, read_sentence
-from polyformer.loaded.tokenizers import read_tokenizers
 from polyformer.weights import strict_json
 from polyformer.weights.assemble import assemble, disassemble
 from polyformer.weights.files import SINGLE, TensorMap, write_tensors
 from polyformer.weights.folders import member
 
 CONFIG = "config.json"
-PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
 def load_reference(
     path: Path, device: torch.device | str | None, dtype: torch.dtype | None, read: Callable[[Path], TensorMap]
 ) -> Loaded:
     """Load a Hugging Face folder; `read` opens its weights."""
-    whole, sentence = path, read_sentence(path)
+    sentence = read_sentence(path)
     path = path if sentence is None else sentence.transformer
     config_file, generation_file = member(path, CONFIG), member(path, GENERATION)
     config = strict_json.read(config_file)
@@ -38,11 +36,7 @@ def load_reference(
     generation = Generation.read(config, said, str(generation_file if said else config_file))
     model = ready(assemble(family.spec(), family.names().to_ours(tensors), device, dtype))
     loaded = Loaded(model, family=family, generation=generation, folder=path, labels=family.labels)
-    read_tokenizers(loaded, path)
-    for name in PREPROCESSORS:
-        keep(loaded, path, name)
-    if sentence is not None:
-        give_pooling(loaded, sentence, whole)
+    read_beside(loaded, path, sentence)
     return loaded
 
 
@@ -52,9 +46,4 @@ def save_reference(loaded: Loaded, family: Family, stage: Path) -> None:
     write_json(stage / CONFIG, write_config(family, parameter.dtype))
     write_json(stage / GENERATION, loaded.generation.write())
     write_tensors(stage / SINGLE, family.names().to_disk(disassemble(loaded.model)))
-    for name, data in loaded.files.items():
-        (stage / name).parent.mkdir(parents=True, exist_ok=True)
-        (stage / name).write_bytes(data)
-    for tokenizer in (loaded.tokenizer, loaded.text_tokenizer):
-        if tokenizer is not None:
-            tokenizer.save(stage)
+    save_beside(loaded, stage, stage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 import polyformer as pf
 from polyformer.errors import SpecError
+from polyformer.swap import Conversion
 
 transformers = pytest.importorskip("transformers")
 image = pytest.importorskip("PIL.Image")
@@ -77,3 +79,13 @@ def test_a_folder_that_does_not_say_how(tmp_path: Path) -> None:
     (tmp_path / "vit" / "preprocessor_config.json").unlink()
     with pytest.raises(SpecError, match="doesn't say how images are prepared"):
         pf.load(tmp_path / "vit").classify(pictures(tmp_path))
+
+
+def test_other_parts_keep_how_images_are_prepared(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "vit")
+    files = pictures(tmp_path)
+    loaded = pf.load(tmp_path / "vit")
+    made, _ = pf.transplant(loaded.model, Conversion(norm="rms"))
+    changed = dataclasses.replace(loaded, model=made)
+    pf.save(changed, tmp_path / "ours")
+    assert pf.load(tmp_path / "ours").classify(files) == changed.classify(files)
