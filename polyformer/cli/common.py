@@ -40,6 +40,7 @@ def one_sentence() -> Iterator[None]:
 
 
 def fail(sentence: str, status: int = 1) -> None:
+    """Say one sentence on the error stream and end with a status."""
     typer.echo(f"polyformer: {sentence}", err=True)
     raise typer.Exit(status)
 

@@ -14,7 +14,7 @@ from tokenizers import Encoding, decoders
 from polyformer.data.templates.origin import spans
 from polyformer.data.vocabularies import ROLES, Vocabulary, build, new_names, read_folder, read_gguf, renamed
 from polyformer.data.vocabularies.format import SPACE, all_ids
-from polyformer.data.vocabulary import is_panic
+from polyformer.data.vocabulary import encode_each
 from polyformer.errors import DataError
 
 LONGEST_DOCUMENT = 1_000_000  # characters; a word of that many takes some seconds, and all a model can read is less
@@ -202,15 +202,7 @@ class TextTokenizer:
         for one in texts:
             for text in (one,) if isinstance(one, str) else one:
                 _refuse_impossible(text)
-        try:
-            found: list[Encoding] = self._tokenizer.encode_batch(list(texts), add_special_tokens=complete)
-        except BaseException as error:
-            if not isinstance(error, Exception) and not is_panic(error):
-                raise
-            if len(texts) > 1:  # find the text that it was
-                return [encoding for one in texts for encoding in self._encode([one], complete)]
-            raise DataError(f"the tokenizer can't take the text '{str(texts[0])[:80]}' ({error})") from None
-        return found
+        return encode_each(lambda some: self._tokenizer.encode_batch(some, add_special_tokens=complete), texts)
 
     def _checked(self, ids: Iterable[int]) -> list[int]:
         listed = [int(one) for one in ids]

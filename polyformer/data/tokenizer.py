@@ -20,7 +20,7 @@ from polyformer.data.vocabulary import (
     UNK,
     Kind,
     TokenizerRecipe,
-    is_panic,
+    encode_each,
     learn,
     parse_tokenizer,
 )
@@ -227,13 +227,6 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
             f"give it sentence by sentence: {longest[:40]}…"
         )
     distinct = list(dict.fromkeys(ready))
-    try:
-        encoded = tokenizer.encode_batch_fast(distinct, add_special_tokens=False)
-    except BaseException as error:
-        if not is_panic(error):
-            raise
-        if len(ready) > 1:  # find the text that it was
-            return [_encode(tokenizer, [text])[0] for text in ready]
-        raise DataError(f"the tokenizer can't take the text '{ready[0][:80]}' ({error})") from None
+    encoded = encode_each(lambda some: tokenizer.encode_batch_fast(some, add_special_tokens=False), distinct)
     ids = {text: encoding.ids for text, encoding in zip(distinct, encoded, strict=True)}
     return [ids[text] for text in ready]

@@ -11,14 +11,16 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, TypeVar
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Encoding, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from polyformer.data.text import normalise
 from polyformer.errors import DataError
 from polyformer.spec import Record
+
+T = TypeVar("T")
 
 Kind = Literal["bpe", "byte_bpe", "wordpiece", "unigram"]
 
@@ -69,7 +71,7 @@ def learn(texts: Iterable[str], recipe: TokenizerRecipe, control: Sequence[str],
         entries = 4 if recipe.kind == "wordpiece" else 2  # a letter is two tokens there; at least half are for pieces
         distinct, alphabet = _without_rare(distinct, (recipe.vocabulary - len(control)) // entries)
     tokenizer = _pipeline(recipe.kind)
-    with _reported(name):
+    with reported(lambda error: f"no vocabulary could be learnt from the {name}: {error}"):
         tokenizer.train_from_iterator(distinct, _trainer(recipe, list(control), alphabet), length=len(distinct))
     reached = tokenizer.get_vocab_size()
     wanted = f"a {recipe.kind} vocabulary of {recipe.vocabulary:,} tokens is"
@@ -155,25 +157,36 @@ def _plain_text_only(tokenizer: Tokenizer, control: int) -> Tokenizer:
 
 
 @contextlib.contextmanager
-def _reported(name: str) -> Iterator[None]:
-    """Turn the library's failures into one sentence; it raises nothing narrower than `Exception`, and panics."""
+def reported(told: Callable[[BaseException], str]) -> Iterator[None]:
+    """Turn the library's failures into a `DataError` that says what `told` makes of them.
+
+    It raises nothing narrower than `Exception`, and panics, which are no `Exception`.
+    """
     try:
         yield
     except BaseException as error:
         if isinstance(error, Exception) or is_panic(error):
-            raise DataError(f"no vocabulary could be learnt from the {name}: {error}") from None
+            raise DataError(told(error)) from None
         raise
 
 
 def parse_tokenizer(text: str, name: str) -> Tokenizer:
     """Make a tokenizer of the library's own JSON; raises `DataError` if it is none, with `name` in it."""
-    try:
+    with reported(lambda error: f"{name} is no tokenizer: {error}"):
         tokenizer: Tokenizer = Tokenizer.from_str(text)
-    except BaseException as error:
-        if isinstance(error, Exception) or is_panic(error):  # the library raises nothing narrower
-            raise DataError(f"{name} is no tokenizer: {error}") from None
-        raise
     return tokenizer
+
+
+def encode_each(encode: Callable[[list[T]], list[Encoding]], texts: Sequence[T]) -> list[Encoding]:
+    """Encode texts at once; raises `DataError` for the first that the library can't take, with its beginning."""
+    if len(texts) == 1:
+        with reported(lambda error: f"the tokenizer can't take the text '{str(texts[0])[:80]}' ({error})"):
+            return encode([texts[0]])
+    try:
+        with reported(str):
+            return encode(list(texts))
+    except DataError:
+        return [encoding for text in texts for encoding in encode_each(encode, [text])]
 
 
 def is_panic(error: BaseException) -> bool:

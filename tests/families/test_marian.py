@@ -18,26 +18,11 @@ from polyformer.families.config import PLAIN, keys
 from polyformer.parts import Transformer
 from polyformer.parts.flow import GrowingCache, StaticCache
 from polyformer.weights.files import SINGLE
+from tests.families.cases.marian import SEPARATE, SIZES
 
 transformers = pytest.importorskip("transformers")
 transformers.utils.logging.disable_progress_bar()
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 50,
-    "d_model": 16,
-    "encoder_layers": 2,
-    "decoder_layers": 3,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 24,
-    "decoder_ffn_dim": 20,
-    "max_position_embeddings": 32,
-    "pad_token_id": 49,
-    "eos_token_id": 0,
-    "decoder_start_token_id": 49,
-    "dropout": 0.0,
-}
-SEPARATE = {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 60}
 CONFIGS: dict[str, dict[str, Any]] = {
     "shared": {"activation_function": "swish", "scale_embedding": True},
     "separate": {"activation_function": "relu", "scale_embedding": True, **SEPARATE},

@@ -34,11 +34,11 @@ class Macro(Function):
 
 
 class Break(Exception):  # noqa: N818 (they are no errors)
-    pass
+    """`{% break %}`: leaves the innermost loop."""
 
 
 class Continue(Exception):  # noqa: N818
-    pass
+    """`{% continue %}`: goes on with the innermost loop's next value."""
 
 
 class Walk(Expressions):
