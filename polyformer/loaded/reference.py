@@ -15,7 +15,7 @@ from polyformer.loaded.model import Loaded, ready, write_json
 from polyformer.loaded.own import GENERATION
 from polyformer.weights import strict_json
 from polyformer.weights.assemble import assemble, disassemble
-from polyformer.weights.files import SINGLE, TensorMap, write_tensors
+from polyformer.weights.files import INDEX, SINGLE, TensorMap, read_tensors, write_tensors
 from polyformer.weights.folders import member
 
 CONFIG = "config.json"
@@ -38,6 +38,15 @@ def load_reference(
     loaded = Loaded(model, family=family, generation=generation, folder=path, labels=family.labels)
     read_beside(loaded, path, sentence)
     return loaded
+
+
+def read_reference_family(path: Path) -> Family:
+    """Read the configuration of a Hugging Face folder, and of its weights, where they can be opened, the names."""
+    sentence = read_sentence(path)
+    path = path if sentence is None else sentence.transformer
+    file = member(path, CONFIG)
+    family = read_family(strict_json.read(file), str(file))
+    return family.seeing(read_tensors(path)) if (path / SINGLE).exists() or (path / INDEX).exists() else family
 
 
 def save_reference(loaded: Loaded, family: Family, stage: Path) -> None:

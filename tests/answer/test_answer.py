@@ -81,7 +81,7 @@ def test_texts_are_classified(tmp_path: Path) -> None:
         ("BertModel", lambda loaded: loaded.embed("the"), "a list of texts"),
         ("BertModel", lambda loaded: loaded.embed(["the " * 20]), "its 22 tokens are more than the model's 12 pos"),
         ("BertModel", lambda loaded: loaded.generate(["the"]), "needs a decoder-only model"),
-        ("BertModel", lambda loaded: loaded.translate(["the"]), "start and an end token"),
+        ("BertModel", lambda loaded: loaded.translate(["the"]), "translating needs an encoder and a decoder"),
     ],
 )
 def test_what_a_model_can_not_do(tmp_path: Path, model: str, ask: Any, message: str) -> None:
