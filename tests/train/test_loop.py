@@ -11,11 +11,13 @@ from torch import Tensor
 
 from polyformer.data import Batch, Batches, BatchRecipe, PairTokenizer, TokenizerRecipe, encode_pairs, prepare
 from polyformer.errors import RunError
+from polyformer.parts import Experts, FeedForward, RouterLosses, Trace, routing_loss
 from polyformer.parts.model import TransformerPart
+from polyformer.spec import Record, rewrite
 from polyformer.train.averages import Ema, LastCheckpoints, weights_of
 from polyformer.train.checkpoints import Training
 from polyformer.train.journal import Journal, read_metrics
-from polyformer.train.loop import Company, accumulate, candidate, run, using
+from polyformer.train.loop import Company, accumulate, batch_loss, candidate, run, using
 from polyformer.train.optimisers import AdamW, clip_gradients
 from polyformer.train.recipe import Recipe, TrainRecipe
 from polyformer.train.schedules import Constant, Steps
@@ -46,6 +48,18 @@ def build(toy: Recipe, tokenizer: PairTokenizer, dropout: float = 0.0) -> Transf
 
 def gradients(model: TransformerPart) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def sparse(model: TransformerPart, losses: RouterLosses | None) -> TransformerPart:
+    """Return a new model like this one with experts in place of its feed-forward networks."""
+
+    def change(path: str, record: Record) -> Record:
+        return Experts.of(record, 32, 4, 2).replace(losses=losses) if isinstance(record, FeedForward) else record
+
+    torch.manual_seed(0)
+    made = rewrite(model.spec, change).build()
+    assert isinstance(made, TransformerPart)
+    return made.train()
 
 
 def rows_of(batch: Batch, rows: slice) -> Batch:
@@ -253,3 +267,24 @@ def test_metrics_tell_tokens_and_rate(
     assert rows[-1]["tokens"] == sum(next(again).target_tokens for _ in range(8))
     assert rows[0]["learning_rate"] == pytest.approx(settings.schedule.rate(4, 3 / 8))
     assert rows[1]["share"] == 1.0
+
+
+def test_the_losses_of_routers_are_part_of_the_objective(
+    toy: Recipe, data: tuple[Batches, Batches, PairTokenizer]
+) -> None:
+    """Each token adds them; the likelihood is that of the tokens alone."""
+    batches, _, tokenizer = data
+    batch, dense = next(batches), build(toy, tokenizer)
+    model, plain = sparse(dense, RouterLosses(0.5, 0.1)), sparse(dense, None)
+    found, without = batch_loss(model, batch, 0.1), batch_loss(plain, batch, 0.1)
+    trace = Trace(wants=frozenset(("routing",)))
+    memory = model.encode(batch.input_ids, batch.attention_mask, trace=trace)
+    model.decode(batch.decoder_input_ids, batch.decoder_attention_mask, memory, trace=trace)
+    assert len(trace.routing) == 2
+    torch.testing.assert_close(found.objective, without.objective + batch.target_tokens * routing_loss(trace))
+    assert torch.equal(found.likelihood, without.likelihood)
+    found.objective.backward()
+    without.objective.backward()
+    routers = [name for name in gradients(model) if "router" in name]
+    assert routers
+    assert all(not torch.allclose(gradients(model)[name], gradients(plain)[name]) for name in routers)
