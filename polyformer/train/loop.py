@@ -19,6 +19,7 @@ from polyformer.data.batches import Batch, Batches
 from polyformer.errors import RunError
 from polyformer.judge.held_out import held_out_loss
 from polyformer.parts.experts import routing_loss, routing_trace
+from polyformer.parts.kernels.features import redraw
 from polyformer.parts.model import TransformerPart
 from polyformer.train.averages import Weights, weights_of
 from polyformer.train.checkpoints import Training, save_checkpoint
@@ -138,6 +139,7 @@ def _step(training: Training, recipe: TrainRecipe, share: float) -> None:
         tokens = 0
     training.optimiser.zero_grad(set_to_none=True)
     state.steps += 1
+    redraw(training.model, state.steps)
     state.tokens += tokens
     for i, value in enumerate((objective, likelihood, tokens)):
         state.window[i] += value
