@@ -7,7 +7,7 @@ from polyformer.parts.contract import CLAUSES, Clause, Differs, Refuses, Within,
 from polyformer.parts.convolution import ChannelNorm, Convolution, GatedConvolution
 from polyformer.parts.dropout import Dropout, DropPath
 from polyformer.parts.embeddings import Add, Concatenate, Embed, Gate, Lookup, TokenEmbedding
-from polyformer.parts.experts import Experts, Gated, Routing
+from polyformer.parts.experts import Experts, Gated, RouterLosses, Routing, routing_loss, routing_trace
 from polyformer.parts.feedforward import FeedForward
 from polyformer.parts.flow import Flow, Trace
 from polyformer.parts.gating import SpatialGating
@@ -127,6 +127,7 @@ __all__ = [
     "Retention",
     "Reversible",
     "Rotary",
+    "RouterLosses",
     "Routing",
     "Rule",
     "SameDocument",
@@ -151,4 +152,6 @@ __all__ = [
     "Within",
     "Yarn",
     "contract_of",
+    "routing_loss",
+    "routing_trace",
 ]

@@ -21,8 +21,12 @@ class Part(nn.Module):
     Each field of the spec that holds a `Spec` becomes a child of the same name, and a tuple of them a
     `ModuleList`: so the path of a spec in its tree is the path of its module, and a parameter's name tells where
     it stands in the spec. A part has one signature, `forward(x, flow) -> x`; what travels beside `x` is in `Flow`.
+
+    Attributes:
+        drawn: names of buffers that are drawn at random, so that an average of several says nothing.
     """
 
+    drawn: frozenset[str] = frozenset()
     __call__: Callable[..., Tensor]
 
     def __init__(self, spec: Spec) -> None:

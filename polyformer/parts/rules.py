@@ -1,7 +1,11 @@
-"""Who may look at whom, as data. A kernel lowers a rule to what it runs best; `allowed` is the plain meaning.
+"""Who may look at whom, as data. A kernel lowers a rule to what it runs best; `among` is the plain meaning.
 
-Rules speak of places in the sequence (index of query and key), never of values; padding is not a rule but a fact
+Rules speak of places in the row (index of query and key), never of values; padding is not a rule but a fact
 of the batch, and `View` adds it to every rule.
+
+Places are laid out as scores are: of queries [b, h, ..., s, 1], of keys [b, h, ..., 1, k], where b is 1 or the batch,
+h is 1 or the heads. [b, s, 1] is short for [b, 1, s, 1], and [s, 1] for [1, 1, s, 1]. What is worked out from them has
+the shape of both, [b, h, ..., s, k].
 """
 
 from __future__ import annotations
@@ -22,9 +26,22 @@ from polyformer.spec import Record
 class Rule(Record, abstract=True):
     """Which keys a query may look at. Rules combine with `&`."""
 
-    def allowed(self, view: View) -> Tensor | None:
-        """Return a boolean [1 or B, S, K], True where query s may look at key k; None means everywhere."""
+    def among(self, view: View, queries: Tensor, keys: Tensor) -> Tensor | None:
+        """Return a boolean, True where a query may look at a key, both given by their places; None means everywhere."""
         raise NotImplementedError
+
+    def allowed(self, view: View) -> Tensor | None:
+        """Return a boolean [1 or B, S, K] of all queries and keys; None means everywhere."""
+        found = self.among(view, *view.pairs(range(view.keys - view.queries, view.keys), range(view.keys)))
+        return None if found is None else found[:, 0]
+
+    def reach(self, view: View, queries: range) -> range:
+        """Return a run of keys outside of which none of these queries may look, so that a kernel skips the others."""
+        return range(view.keys)
+
+    def opens(self, view: View, queries: range, keys: range) -> bool:
+        """Return whether each of these queries may look at each of these keys; False where it would be hard to say."""
+        return False
 
     def here(self, view: View) -> Rule:
         """Return the simplest rule that means the same in this batch."""
@@ -60,8 +77,11 @@ class Rule(Record, abstract=True):
 class Everyone(Rule):
     """Every query looks at every key."""
 
-    def allowed(self, view: View) -> Tensor | None:
+    def among(self, view: View, queries: Tensor, keys: Tensor) -> Tensor | None:
         return None
+
+    def opens(self, view: View, queries: range, keys: range) -> bool:
+        return True
 
 
 class Causal(Rule):
@@ -71,27 +91,53 @@ class Causal(Rule):
     def looks_ahead(self) -> bool:
         return False
 
-    def allowed(self, view: View) -> Tensor | None:
-        if view.queries == 1:
-            return None
-        places = torch.arange(view.keys, device=view.device)
-        return (places[None, :] <= places[view.keys - view.queries :, None])[None]
+    def here(self, view: View) -> Rule:
+        return Everyone() if view.queries == 1 else self
+
+    def among(self, view: View, queries: Tensor, keys: Tensor) -> Tensor | None:
+        return as_scores(keys) <= as_scores(queries)
+
+    def reach(self, view: View, queries: range) -> range:
+        return range(queries.stop)
+
+    def opens(self, view: View, queries: range, keys: range) -> bool:
+        return keys.stop <= queries.start + 1
 
 
 class Window(Rule):
-    """A query looks at keys less than `width` places away, to either side; `Causal() & Window(w)` is Mistral's
-    sliding window (Jiang et al. 2023, section 2), `Window(w)` Longformer's (Beltagy et al. 2020)."""
+    """A query looks at every `step`-th key to either side, at the `width` nearest of them, its own included.
+
+    `Causal() & Window(w)` is Mistral's sliding window (Jiang et al. 2023, section 2), `Window(w)` Longformer's, and
+    with a `step` above 1 its dilated one (Beltagy et al. 2020, section 3.1).
+    """
 
     width: int
+    step: int = 1
 
     def check(self) -> None:
         self.require(self.width > 0, "width must be at least 1")
+        self.require(self.step > 0, "step must be at least 1")
+
+    @property
+    def span(self) -> int:
+        """How far the furthest key may be away."""
+        return (self.width - 1) * self.step
 
     def here(self, view: View) -> Rule:
-        return Everyone() if view.keys <= self.width else self
+        return Everyone() if self.step == 1 and view.keys <= self.width else self
 
-    def allowed(self, view: View) -> Tensor | None:
-        return view.apart().abs() < self.width
+    def among(self, view: View, queries: Tensor, keys: Tensor) -> Tensor | None:
+        apart = view.apart(queries, keys)
+        near = apart.abs() <= self.span
+        return near if self.step == 1 else near & (apart % self.step == 0)
+
+    def reach(self, view: View, queries: range) -> range:
+        far = self.span + view.slack
+        return range(max(queries.start - far, 0), min(queries.stop + far, view.keys))
+
+    def opens(self, view: View, queries: range, keys: range) -> bool:
+        furthest = max(queries.stop - 1 - keys.start, keys.stop - 1 - queries.start)
+        return self.step == 1 and furthest <= self.span and not view.gaps
 
 
 class SameDocument(Rule):
@@ -104,11 +150,23 @@ class SameDocument(Rule):
     def here(self, view: View) -> Rule:
         return Everyone() if view.key_documents is None else self
 
-    def allowed(self, view: View) -> Tensor | None:
+    def among(self, view: View, queries: Tensor, keys: Tensor) -> Tensor | None:
         if view.key_documents is None:
             return None
-        own = view.key_documents[:, view.keys - view.queries :]
-        return own[:, :, None] == view.key_documents[:, None, :]
+        return at(view.key_documents, queries) == at(view.key_documents, keys)
+
+    def reach(self, view: View, queries: range) -> range:
+        if view.key_documents is None or not queries:
+            return range(view.keys)
+        first, last = (bound[:, queries.start : queries.stop] for bound in view.bounds)
+        return range(int(first.min()), int(last.max()) + 1)
+
+    def opens(self, view: View, queries: range, keys: range) -> bool:
+        if view.key_documents is None or not queries:
+            return view.key_documents is None
+        asked = view.key_documents[:, queries.start : queries.start + 1]
+        both = (view.key_documents[:, one.start : one.stop] for one in (queries, keys))
+        return all(bool((one == asked).all()) for one in both)
 
 
 class All(Rule):
@@ -130,13 +188,21 @@ class All(Rule):
     def here(self, view: View) -> Rule:
         return functools.reduce(Rule.__and__, (rule.here(view) for rule in self.rules))
 
-    def allowed(self, view: View) -> Tensor | None:
+    def among(self, view: View, queries: Tensor, keys: Tensor) -> Tensor | None:
         found = None
         for rule in self.rules:
-            one = rule.allowed(view)
+            one = rule.among(view, queries, keys)
             if one is not None:
                 found = one if found is None else found & one
         return found
+
+    def reach(self, view: View, queries: range) -> range:
+        each = [rule.reach(view, queries) for rule in self.rules]
+        first = max(one.start for one in each)
+        return range(first, max(first, min(one.stop for one in each)))
+
+    def opens(self, view: View, queries: range, keys: range) -> bool:
+        return all(rule.opens(view, queries, keys) for rule in self.rules)
 
 
 @dataclass
@@ -215,13 +281,53 @@ class View:
             raise SpecError("each packed document must stand in one piece here; rows of another one part one of them")
         return numbers
 
-    def apart(self) -> Tensor:
-        """Return the place of each key minus that of each query: integers [1 or B, S, K].
+    @functools.cached_property
+    def slack(self) -> int:
+        """How much further apart two tokens may stand in the row than in their document, by padding between them."""
+        if not self.gaps or self.valid is None:
+            return 0
+        return self.keys if self.key_documents is not None else int((~self.valid).sum(1).max())
+
+    @functools.cached_property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The first and the last place of each place's document: two of integers [B, K]."""
+        assert self.key_documents is not None
+        _, numbers = torch.unique(self.key_documents, return_inverse=True)
+        places = torch.arange(self.keys, device=self.device).expand_as(numbers)
+        none = torch.zeros(len(numbers), int(numbers.max()) + 1, dtype=places.dtype, device=self.device)
+        first, last = (none.scatter_reduce(1, numbers, places, to, include_self=False) for to in ("amin", "amax"))
+        return first.gather(1, numbers), last.gather(1, numbers)
+
+    def pairs(self, queries: range, keys: range) -> tuple[Tensor, Tensor]:
+        """Return the places of a run of queries, [1, 1, s, 1], and of a run of keys, [1, 1, 1, k]."""
+        asking, asked = (torch.arange(one.start, one.stop, device=self.device) for one in (queries, keys))
+        return asking[None, None, :, None], asked[None, None, None, :]
+
+    def apart(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Return the place of each key in its document minus that of each query: integers [b, h, ..., s, k].
 
         Only what stands in one document is compared, so that without gaps their places in the row will do.
         """
-        places = self.places if self.gaps else torch.arange(self.keys, device=self.device)[None]
-        return places[:, None, :] - places[:, self.keys - self.queries :, None]
+        if self.gaps:
+            return at(self.places, keys) - at(self.places, queries)
+        return as_scores(keys) - as_scores(queries)
+
+    def valid_at(self, keys: Tensor) -> Tensor | None:
+        """Return which keys are real: boolean [b, h, ..., 1, k]; None if all are."""
+        return None if self.valid is None else at(self.valid, keys)
+
+    def among(self, rule: Rule, queries: Tensor, keys: Tensor) -> Tensor | None:
+        """Return where a query may look at a key that is real: boolean [b, h, ..., s, k]; None means everywhere."""
+        allowed, real = rule.among(self, queries, keys), self.valid_at(keys)
+        return real if allowed is None else allowed if real is None else allowed & real
+
+    def block(self, rule: Rule, queries: range, keys: range) -> Tensor | None:
+        """Return the same for two runs of places, [b, 1, s, k]; None where nothing in the block is forbidden."""
+        real = self.valid is None or bool(self.valid[:, keys.start : keys.stop].all())
+        if rule.opens(self, queries, keys):
+            return None if real else self.valid_at(self.pairs(queries, keys)[1])
+        asking, asked = self.pairs(queries, keys)
+        return rule.among(self, asking, asked) if real else self.among(rule, asking, asked)
 
     def mask(self, rule: Rule) -> Mask:
         """Lower a rule for this batch."""
@@ -255,6 +361,21 @@ class View:
         if not bool(empty.any()):
             return Mask(causal=False, allowed=allowed[:, None], empty=None)
         return Mask(causal=False, allowed=(allowed | empty)[:, None], empty=empty[:, None])
+
+
+def as_scores(places: Tensor) -> Tensor:
+    """Give places [s, 1] or [b, s, 1] (of keys, [1, k] or [b, 1, k]) the dimensions that they are short for."""
+    return places if places.ndim > 3 else places[:, None] if places.ndim == 3 else places[None, None]
+
+
+def at(table_BK: Tensor, places: Tensor) -> Tensor:
+    """Look up a fact of the row's places: [b, K] -> [b, h, ..., s, 1] (of keys, [..., 1, k])."""
+    places = as_scores(places)
+    if len(places) == 1:
+        return table_BK[:, places[0]]
+    if len(table_BK) == 1:
+        return table_BK[0][places]
+    return table_BK.gather(1, places.flatten(1)).view(places.shape)
 
 
 def _changes(documents: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from torch import nn
 from polyformer.data.batches import Batch, Batches
 from polyformer.errors import RunError
 from polyformer.judge.held_out import held_out_loss
+from polyformer.parts.experts import routing_loss, routing_trace
+from polyformer.parts.kernels.features import redraw
 from polyformer.parts.model import TransformerPart
 from polyformer.train.averages import Weights, weights_of
 from polyformer.train.checkpoints import Training, save_checkpoint
@@ -78,13 +80,16 @@ def run(training: Training, recipe: TrainRecipe, company: Company) -> Ending:
 
 
 def batch_loss(model: TransformerPart, batch: Batch, smoothing: float) -> Loss:
-    """Teacher forcing: the loss of a batch of pairs, summed over its target tokens."""
+    """Teacher forcing: the loss of a batch of pairs, summed over its target tokens, and that of its routers."""
     if model.head is None:
         raise RunError("a model without a language-modelling head can't be trained on pairs")
     device = next(model.parameters()).device
-    memory = model.encode(batch.input_ids.to(device), batch.attention_mask.to(device))
+    trace = routing_trace(model)
+    memory = model.encode(batch.input_ids.to(device), batch.attention_mask.to(device), trace=trace)
     target, real = batch.decoder_input_ids.to(device), batch.decoder_attention_mask.to(device)
-    return sequence_loss(model.head, model.decode(target, real, memory), batch.labels.to(device), smoothing)
+    hidden = model.decode(target, real, memory, trace=trace)
+    loss = sequence_loss(model.head, hidden, batch.labels.to(device), smoothing)
+    return loss if trace is None else loss.beside(routing_loss(trace))
 
 
 def accumulate(model: TransformerPart, batches: list[Batch], recipe: TrainRecipe) -> tuple[float, float, int]:
@@ -134,6 +139,7 @@ def _step(training: Training, recipe: TrainRecipe, share: float) -> None:
         tokens = 0
     training.optimiser.zero_grad(set_to_none=True)
     state.steps += 1
+    redraw(training.model, state.steps)
     state.tokens += tokens
     for i, value in enumerate((objective, likelihood, tokens)):
         state.window[i] += value

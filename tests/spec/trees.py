@@ -178,7 +178,8 @@ def trees(draw: st.DrawFn, base: type[Record] = Spec, depth: int = 3) -> Record:
 
 def _valid(cls: type[Record]) -> st.SearchStrategy[Record]:
     both = Causal() & SameDocument()
-    known = (parts.Heads(4, 2, 2), both, parts.Window(3), parts.Llama3(), parts.Yarn(4.0, 32), parts.Dynamic(2.0, 16))
+    known: tuple[Record, ...] = (parts.Heads(4, 2, 2), both, parts.Window(3), parts.Llama3(), parts.Yarn(4.0, 32))
+    known += (parts.Dynamic(2.0, 16), parts.RouterLosses())
     return st.just({type(one).__name__: one for one in known}[cls.__name__])
 
 

@@ -56,7 +56,7 @@ class SoftmaxPart(KernelPart):
         allowed, causal = mask.allowed, mask.causal
         with exact_on_cpu(q) as widen:
             if context.bias is not None:
-                allowed, causal = widen(context.view.biased(context.rule, context.bias)), False
+                allowed, causal = widen(context.view.biased(context.rule, context.bias.whole())), False
             out = F.scaled_dot_product_attention(
                 widen(q),
                 widen(k),
