@@ -217,7 +217,7 @@ class CrossAttentionPart(Projected):
             raise SpecError(f"{batch} rows can't share the encoder's output of {rows} sentences evenly")
         q = self.split(q.view(rows, batch // rows * length, q.shape[-1]), self.heads.count)
         mixed = self.finish((q, k, v), Context(Everyone(), view), flow)
-        return mixed.view(batch, length, -1)
+        return mixed.view(batch, length, mixed.shape[-1])
 
 
 class PerHeadPart(Part):

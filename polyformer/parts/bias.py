@@ -117,7 +117,7 @@ class ByProduct(Bias):
 def by_head(table_HN: Tensor, index: Tensor) -> Tensor:
     """Look up a column for each head: index [b, h, ..., s, k] -> [b, H, ..., s, k], where h is 1 or H."""
     heads, count = table_HN.shape
-    firsts = torch.arange(0, heads * count, count, device=index.device)
+    firsts = torch.arange(heads, device=index.device) * count
     index = index + firsts.view(-1, *[1] * (index.ndim - 2))
     return table_HN.reshape(-1).index_select(0, index.flatten()).view(index.shape)
 

@@ -150,7 +150,8 @@ class Turned(Spec):
 def distances(flow: Flow) -> Tensor:
     """Return all that key place - query place can be in this pass, from the least: integers [S + K - 1]."""
     view = flow.view
-    return torch.arange(1 - view.keys, view.queries, device=view.device)
+    least = 1 - view.keys
+    return torch.arange(least, max(view.queries, least), device=view.device)
 
 
 class AlibiPart(RelativePart):
@@ -250,5 +251,5 @@ class TurnedPart(Part):
         self.heads = spec.heads
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        pieces = x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+        pieces = torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2)
         return self.position.turn(pieces, flow).transpose(1, 2).flatten(2)
