@@ -169,7 +169,7 @@ class AttentionPart(Projected):
 
     def __init__(self, spec: Attention) -> None:
         super().__init__(spec)
-        self.see = spec.see
+        self.see, self.settled = spec.see, spec.see.settled()
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         for part in (self, self.kernel, self.position):
@@ -181,7 +181,8 @@ class AttentionPart(Projected):
         if self.position is not None:
             q, k = self.position.ask(q, flow), self.position.turn(k, flow)
         bias = None if self.position is None else self.position.bias(q, flow)
-        context = Context(self.see, flow.view, bias, flow.cache, flow.path + self.slot)
+        see = self.see if self.training else self.settled
+        context = Context(see, flow.view, bias, flow.cache, flow.path + self.slot)
         k, v = self.kernel.recall((k, v), context)
         return self.o(self.finish((q, k, v), context, flow), flow)
 
