@@ -2,6 +2,7 @@
 
 from polyformer.parts.attention import Attention, CrossAttention, Heads, PerHead
 from polyformer.parts.audio import Frames, MaskedSpans
+from polyformer.parts.blocks import Beyond, BlockWindow, Edges, InTraining, Marked, RandomBlocks
 from polyformer.parts.chunked import Chunked
 from polyformer.parts.contract import CLAUSES, Clause, Differs, Refuses, Within, contract_of
 from polyformer.parts.convolution import ChannelNorm, Convolution, GatedConvolution
@@ -11,9 +12,11 @@ from polyformer.parts.experts import Experts, Gated, RouterLosses, Routing, rout
 from polyformer.parts.feedforward import FeedForward
 from polyformer.parts.flow import Flow, Trace
 from polyformer.parts.gating import SpatialGating
+from polyformer.parts.globals import Before, FirstToken, GlobalAttention, NoToken
 from polyformer.parts.heads import LMHead
 from polyformer.parts.idle import Idle
 from polyformer.parts.inputs import Delay, Given, InputPart
+from polyformer.parts.kernels.blocksparse import BlockSparse
 from polyformer.parts.kernels.capped import Capped
 from polyformer.parts.kernels.features import LinearAttention, Performer
 from polyformer.parts.kernels.kernel import Context, Kernel
@@ -39,11 +42,12 @@ from polyformer.parts.pooling import (
 )
 from polyformer.parts.positions import Learned, Position, Sinusoidal, Table
 from polyformer.parts.relative import Alibi, Buckets, RelativePosition, Shaw, TransformerXL, Turned
+from polyformer.parts.repeats import Repeats
 from polyformer.parts.residual import Branches, Chain, Residual
 from polyformer.parts.retention import Retention
 from polyformer.parts.reversible import Coupling, Reversible
 from polyformer.parts.rotary import Dynamic, Interpolated, Llama3, Rotary, Scaling, Yarn
-from polyformer.parts.rules import Causal, Everyone, Rule, SameDocument, Window
+from polyformer.parts.rules import Causal, Either, Everyone, Nobody, Rule, SameDocument, Window
 from polyformer.parts.stack import Pyramid, Repeat, Stack
 from polyformer.parts.vision import GridPositions, Patches, Token
 from polyformer.parts.windows import GridBias, PatchMerging, Windows
@@ -55,6 +59,10 @@ __all__ = [
     "Alibi",
     "Attention",
     "BatchNorm",
+    "Before",
+    "Beyond",
+    "BlockSparse",
+    "BlockWindow",
     "Branches",
     "Buckets",
     "Capped",
@@ -74,20 +82,25 @@ __all__ = [
     "DropPath",
     "Dropout",
     "Dynamic",
+    "Edges",
+    "Either",
     "Embed",
     "Everyone",
     "Experts",
     "FeedForward",
+    "FirstToken",
     "Flow",
     "Frames",
     "Gate",
     "Gated",
     "GatedConvolution",
     "Given",
+    "GlobalAttention",
     "GridBias",
     "GridPositions",
     "Heads",
     "Idle",
+    "InTraining",
     "InputPart",
     "Interpolated",
     "Kernel",
@@ -101,11 +114,14 @@ __all__ = [
     "Linformer",
     "Llama3",
     "Lookup",
+    "Marked",
     "MaskedSpans",
     "Max",
     "Mean",
     "MeanOfHeads",
     "Memory",
+    "NoToken",
+    "Nobody",
     "Norm",
     "Normalise",
     "Nth",
@@ -120,9 +136,11 @@ __all__ = [
     "PowerNorm",
     "Pyramid",
     "RMSNorm",
+    "RandomBlocks",
     "Refuses",
     "RelativePosition",
     "Repeat",
+    "Repeats",
     "Residual",
     "Retention",
     "Reversible",

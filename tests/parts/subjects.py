@@ -23,6 +23,7 @@ from tests.spec.trees import SAMPLES, WIDTH, buildable
 Feed = Literal["rows", "ids", "sound", "grid", "pixels"]
 
 CAUSAL, BOTH_WAYS = Causal() & SameDocument(), SameDocument()
+BIG_BIRD = parts.BlockWindow(2) | parts.Edges(2) | parts.InTraining(parts.RandomBlocks(2, 1, 4))
 RULES = {"causal": CAUSAL, "both ways": BOTH_WAYS, "causal window": CAUSAL & Window(3)}
 
 
@@ -125,6 +126,8 @@ def variants() -> Iterator[Subject]:
         "seeing everyone": attention(Everyone()),
         "both ways": attention(BOTH_WAYS),
         "in a window of both sides": attention(BOTH_WAYS & Window(2)),
+        "BigBird's": attention(BIG_BIRD, kernel=parts.BlockSparse(2)),
+        "causal, in blocks": attention(CAUSAL & (parts.BlockWindow(2) | parts.Edges(2, last=0))),
         "QK-norm": attention(q=parts.Chain((Linear(WIDTH, 16), parts.PerHead(parts.RMSNorm(4))))),
         "of capacity 2": experts.replace(capacity=2),
         "weighed among all": experts.replace(weights="all"),

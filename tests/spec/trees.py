@@ -88,6 +88,13 @@ SAMPLES: dict[type[Spec], Spec] = {
         parts.LinearAttention(),
         parts.Performer(WIDTH // 2, 5),
         parts.Linformer(9, 3),
+        parts.BlockSparse(2),
+        parts.Repeats(parts.BlockWindow(2) | parts.Edges(2), parts.RandomBlocks(2, 1, 2)),
+        parts.GlobalAttention(
+            Attention.of_width(WIDTH, 2, (parts.Window(2) | parts.Marked()) & SameDocument()),
+            *(Linear(WIDTH, WIDTH),) * 3,
+            absent=parts.FirstToken(),
+        ),
         parts.Retention.of_width(WIDTH, 2, Causal()),
         Attention.of_width(WIDTH, 4, Causal() & SameDocument()),
         CrossAttention.of_width(WIDTH, 4),
@@ -144,6 +151,14 @@ SAMPLES: dict[type[Spec], Spec] = {
 }
 
 
+BLOCKS = (
+    parts.BlockWindow(2),
+    parts.Edges(2),
+    parts.RandomBlocks(2, 1, 4),
+    parts.Beyond(3, parts.BlockWindow(2)),
+)
+
+
 def of_the_package(cls: type[Record]) -> bool:
     """Tell the records of `polyformer.parts` from those that tests make."""
     return cls.__module__.startswith(parts.__name__)
@@ -178,8 +193,9 @@ def trees(draw: st.DrawFn, base: type[Record] = Spec, depth: int = 3) -> Record:
 
 def _valid(cls: type[Record]) -> st.SearchStrategy[Record]:
     both = Causal() & SameDocument()
-    known: tuple[Record, ...] = (parts.Heads(4, 2, 2), both, parts.Window(3), parts.Llama3(), parts.Yarn(4.0, 32))
-    known += (parts.Dynamic(2.0, 16), parts.RouterLosses())
+    rules = (both, parts.Window(3), parts.Either((parts.Window(3), parts.Edges(1))), *BLOCKS)
+    scalings = (parts.Llama3(), parts.Yarn(4.0, 32), parts.Dynamic(2.0, 16))
+    known = (*rules, *scalings, parts.Heads(4, 2, 2), parts.RouterLosses())
     return st.just({type(one).__name__: one for one in known}[cls.__name__])
 
 
