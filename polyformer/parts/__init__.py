@@ -11,12 +11,15 @@ from polyformer.parts.experts import Experts, Gated, Routing
 from polyformer.parts.feedforward import FeedForward
 from polyformer.parts.flow import Flow, Trace
 from polyformer.parts.gating import SpatialGating
+from polyformer.parts.hashing import Hashes, Hashing
 from polyformer.parts.heads import LMHead
 from polyformer.parts.idle import Idle
 from polyformer.parts.inputs import Delay, Given, InputPart
 from polyformer.parts.kernels.capped import Capped
+from polyformer.parts.kernels.chunks import Chunks
 from polyformer.parts.kernels.features import LinearAttention, Performer
 from polyformer.parts.kernels.kernel import Context, Kernel
+from polyformer.parts.kernels.local import Local
 from polyformer.parts.kernels.lowrank import Linformer
 from polyformer.parts.kernels.softmax import Softmax
 from polyformer.parts.linear import Linear
@@ -37,7 +40,7 @@ from polyformer.parts.pooling import (
     Scale,
     Squeeze,
 )
-from polyformer.parts.positions import Learned, Position, Sinusoidal, Table
+from polyformer.parts.positions import Axial, Learned, Position, Sinusoidal, Table
 from polyformer.parts.relative import Alibi, Buckets, RelativePosition, Shaw, TransformerXL, Turned
 from polyformer.parts.residual import Branches, Chain, Residual
 from polyformer.parts.retention import Retention
@@ -54,6 +57,7 @@ __all__ = [
     "Add",
     "Alibi",
     "Attention",
+    "Axial",
     "BatchNorm",
     "Branches",
     "Buckets",
@@ -62,6 +66,7 @@ __all__ = [
     "Chain",
     "ChannelNorm",
     "Chunked",
+    "Chunks",
     "Clause",
     "Clip",
     "Concatenate",
@@ -86,6 +91,8 @@ __all__ = [
     "Given",
     "GridBias",
     "GridPositions",
+    "Hashes",
+    "Hashing",
     "Heads",
     "Idle",
     "InputPart",
@@ -100,6 +107,7 @@ __all__ = [
     "LinearAttention",
     "Linformer",
     "Llama3",
+    "Local",
     "Lookup",
     "MaskedSpans",
     "Max",

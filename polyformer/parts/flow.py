@@ -206,6 +206,7 @@ class Flow:
         inputs: what else came with the batch, by name: "ids" [B, S], and e.g. "token_type_ids" [B, S].
         grid: height and width of the rows where they are patches of an image, else None.
         path: the slots of the stacks that are being walked; kept by `Stack`.
+        choices: what choices came to in a pass that will be walked a second time, by slot, or None for any other pass.
     """
 
     view: View
@@ -217,7 +218,19 @@ class Flow:
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     grid: tuple[int, int] | None = None
     path: str = ""
+    choices: dict[str, Tensor] | None = None
     _made: dict[Hashable, Any] = field(default_factory=dict)
+
+    def choose(self, slot: str, make: Callable[[], Tensor]) -> Tensor:
+        """Return what `make` chooses, integers without a gradient; in a second walk, what was chosen in the first.
+
+        A second walk sees rows that are the same to rounding only, which could tip a choice between two that are near.
+        """
+        if self.choices is None:
+            return make()
+        if slot not in self.choices:
+            self.choices[slot] = make()
+        return self.choices[slot]
 
     def once(self, key: Hashable, make: Callable[[], M]) -> M:
         """Return what `make` gave the first time that `key` was asked for in this pass: layers share it."""
