@@ -13,13 +13,16 @@ from polyformer.parts.feedforward import FeedForward
 from polyformer.parts.flow import Flow, Trace
 from polyformer.parts.gating import SpatialGating
 from polyformer.parts.globals import Before, FirstToken, GlobalAttention, NoToken
+from polyformer.parts.hashing import Hashes, Hashing
 from polyformer.parts.heads import LMHead
 from polyformer.parts.idle import Idle
 from polyformer.parts.inputs import Delay, Given, InputPart
 from polyformer.parts.kernels.blocksparse import BlockSparse
 from polyformer.parts.kernels.capped import Capped
+from polyformer.parts.kernels.chunks import Chunks
 from polyformer.parts.kernels.features import LinearAttention, Performer
 from polyformer.parts.kernels.kernel import Context, Kernel
+from polyformer.parts.kernels.local import Local
 from polyformer.parts.kernels.lowrank import Linformer
 from polyformer.parts.kernels.softmax import Softmax
 from polyformer.parts.linear import Linear
@@ -40,7 +43,7 @@ from polyformer.parts.pooling import (
     Scale,
     Squeeze,
 )
-from polyformer.parts.positions import Learned, Position, Sinusoidal, Table
+from polyformer.parts.positions import Axial, Learned, Position, Sinusoidal, Table
 from polyformer.parts.relative import Alibi, Buckets, RelativePosition, Shaw, TransformerXL, Turned
 from polyformer.parts.repeats import Repeats
 from polyformer.parts.residual import Branches, Chain, Residual
@@ -58,6 +61,7 @@ __all__ = [
     "Add",
     "Alibi",
     "Attention",
+    "Axial",
     "BatchNorm",
     "Before",
     "Beyond",
@@ -70,6 +74,7 @@ __all__ = [
     "Chain",
     "ChannelNorm",
     "Chunked",
+    "Chunks",
     "Clause",
     "Clip",
     "Concatenate",
@@ -98,6 +103,8 @@ __all__ = [
     "GlobalAttention",
     "GridBias",
     "GridPositions",
+    "Hashes",
+    "Hashing",
     "Heads",
     "Idle",
     "InTraining",
@@ -113,6 +120,7 @@ __all__ = [
     "LinearAttention",
     "Linformer",
     "Llama3",
+    "Local",
     "Lookup",
     "Marked",
     "MaskedSpans",
