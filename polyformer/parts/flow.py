@@ -206,6 +206,7 @@ class Flow:
         inputs: what else came with the batch, by name: "ids" [B, S], and e.g. "token_type_ids" [B, S].
         grid: height and width of the rows where they are patches of an image, else None.
         path: the slots of the stacks that are being walked; kept by `Stack`.
+        passages: how many rows of the batch belong to one question, where passages are read alone (`Passages`).
     """
 
     view: View
@@ -217,6 +218,7 @@ class Flow:
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     grid: tuple[int, int] | None = None
     path: str = ""
+    passages: int = 1
     _made: dict[Hashable, Any] = field(default_factory=dict)
 
     def once(self, key: Hashable, make: Callable[[], M]) -> M:
