@@ -29,6 +29,7 @@ from polyformer.parts.linear import Linear
 from polyformer.parts.model import Memory, Output, Tie, Transformer
 from polyformer.parts.norms import BatchNorm, LayerNorm, Norm, PowerNorm, RMSNorm
 from polyformer.parts.part import Part
+from polyformer.parts.passages import Fused, Passages
 from polyformer.parts.pooling import (
     Activate,
     Clip,
@@ -96,6 +97,7 @@ __all__ = [
     "FirstToken",
     "Flow",
     "Frames",
+    "Fused",
     "Gate",
     "Gated",
     "GatedConvolution",
@@ -135,6 +137,7 @@ __all__ = [
     "Nth",
     "Output",
     "Part",
+    "Passages",
     "PatchMerging",
     "Patches",
     "PerHead",

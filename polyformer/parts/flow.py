@@ -227,6 +227,7 @@ class Flow:
         pieces: the sequences that the rows belong to, where they are several with caches of their own; B is 1 then.
             Whatever looks at other rows asks `apart`.
         choices: what choices came to in a pass that will be walked a second time, by slot, or None for any other pass.
+        passages: how many rows of the batch belong to one question, where passages are read alone (`Passages`).
     """
 
     view: View
@@ -240,6 +241,7 @@ class Flow:
     path: str = ""
     pieces: tuple[Piece, ...] = ()
     choices: dict[str, Tensor] | None = None
+    passages: int = 1
     _made: dict[Hashable, Any] = field(default_factory=dict)
 
     @classmethod

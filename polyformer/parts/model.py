@@ -31,7 +31,7 @@ class Transformer(Spec):
     - encoder only: `source`, `encoder`; decoder only: `target`, `decoder`.
 
     `head` turns the last stack's rows into the answer; `pooler` into one more, such as BERT's vector of the sequence.
-    `bridge` stands between the encoder's rows and the decoder, where their widths differ.
+    `bridge` stands between the encoder's rows and the decoder, where their widths differ or passages are put together.
     `delay` lets the decoder read the encoder's input where it is there to judge it, not to write.
     `ties` names the parameters that are shared, as the 2017 paper shares its embeddings and the matrix before the
     softmax (section 3.4).

@@ -108,7 +108,7 @@ def examples(cls: type[Spec]) -> Iterator[Subject]:
         yield Subject(cls, "", SAMPLES[parts.Patches].replace(positions=positions), "pixels")
     elif cls in (parts.Windows, parts.PatchMerging, parts.Pyramid):
         yield Subject(cls, "", sample, "grid")
-    elif cls in (parts.Embed, parts.Transformer):
+    elif cls in (parts.Embed, parts.Passages, parts.Transformer):
         longer = parts.Learned(WIDTH, 40)
         yield Subject(cls, "", sample.replace(positions=longer) if cls is parts.Embed else sample, "ids")
     elif cls is parts.Frames:

@@ -90,6 +90,8 @@ SAMPLES: dict[type[Spec], Spec] = {
         Concatenate(),
         Gate.of_width(WIDTH),
         Embed(TokenEmbedding(11, WIDTH), Learned(WIDTH, 9), norm=LayerNorm(WIDTH), dropout=Dropout(0.1)),
+        parts.Passages(TokenEmbedding(11, WIDTH), Learned(WIDTH, 40)),
+        parts.Fused(),
         FeedForward.gated(WIDTH, 12),
         Softmax(),
         parts.LinearAttention(),
