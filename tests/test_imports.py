@@ -20,7 +20,7 @@ FLOORS = [
     {"data"},
     {"generate", "explain", "swap"},
     {"answer"},
-    {"train", "judge"},
+    {"train", "judge", "bench"},
     {"loaded"},
     {"cli"},
     {"__init__", "__main__"},

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from polyformer.cli import bench as bench
 from polyformer.cli import convert as convert
 from polyformer.cli import models as models
 from polyformer.cli.common import (
