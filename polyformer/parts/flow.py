@@ -246,10 +246,10 @@ class Flow:
 
     @classmethod
     def joined(cls, flows: Sequence[Flow]) -> Flow:
-        """Return the flow of several sequences' rows behind each other, each B = 1: layers do once what they do by row.
+        """Return the flow of several sequences' rows behind each other, for flows of B = 1.
 
-        What they do across rows, they do for each sequence by itself. Nothing is padded, and the lengths of sequences
-        and of their caches don't matter.
+        What layers do by row, they do once for all; what they do across rows, for each sequence by itself. Nothing is
+        padded, and the lengths of sequences and of their caches don't matter.
         """
         pieces, start = [], 0
         for flow in flows:
