@@ -27,11 +27,13 @@ class Rows(NamedTuple):
 class Runner(Protocol):
     """Runs a model on the sequences in its slots. What it is asked is in order: the engine looks after that.
 
+    A call that raises has changed nothing that counts: the slots hold what they held before.
+
     Attributes:
         slots: how many sequences it can hold.
         positions: the longest sequence, or None where there is no bound.
         vocabulary: V.
-        source_positions: the longest source, for encoder–decoders; None where there is no bound.
+        source_positions, source_vocabulary: the same of the source, for encoder–decoders; else None.
         reads_source: whether it is an encoder–decoder, so that a slot must be given a source before its first row.
         version: names the weights. What was computed under another one is never used again.
     """
@@ -40,6 +42,7 @@ class Runner(Protocol):
     positions: int | None
     vocabulary: int
     source_positions: int | None
+    source_vocabulary: int | None
     reads_source: bool
     version: Hashable
 

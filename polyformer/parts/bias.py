@@ -14,7 +14,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from polyformer.parts.rules import View, as_scores
+from polyformer.parts.places import as_scores
+from polyformer.parts.rules import View
 
 
 @dataclass
@@ -30,6 +31,11 @@ class Bias:
     view: View
     sources: tuple[Tensor, ...]
     _whole: Tensor | None = field(default=None, init=False, repr=False)
+
+    @property
+    def grain(self) -> int:
+        """The size of the blocks, counted from the row's left end, in which it is the same."""
+        return 1
 
     def among(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Return the bias of these queries [..., s, 1] for these keys [..., 1, k]: [b, H, ..., s, k]."""

@@ -29,6 +29,9 @@ class Part(nn.Module):
     drawn: frozenset[str] = frozenset()
     __call__: Callable[..., Tensor]
 
+    reads: frozenset[str] = frozenset()
+    """Names of further inputs that it takes from `flow.inputs`."""
+
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.spec = spec

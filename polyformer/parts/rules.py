@@ -11,28 +11,41 @@ the shape of both, [b, h, ..., s, k].
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from polyformer.errors import SpecError
-from polyformer.parts.contract import Clause, Refuses, Term
+from polyformer.parts.contract import Clause, Differs, Refuses, Term
+from polyformer.parts.places import as_scores, at, changes, places_in_documents
 from polyformer.spec import Record
+
+M = TypeVar("M")
+
+End = Literal["left", "right"]
+"""An end of the row."""
 
 
 class Rule(Record, abstract=True):
-    """Which keys a query may look at. Rules combine with `&`."""
+    """Which keys a query may look at. Rules combine with `&` (both hold) and `|` (either does)."""
 
     def among(self, view: View, queries: Tensor, keys: Tensor) -> Tensor | None:
         """Return a boolean, True where a query may look at a key, both given by their places; None means everywhere."""
         raise NotImplementedError
 
     def allowed(self, view: View) -> Tensor | None:
-        """Return a boolean [1 or B, S, K] of all queries and keys; None means everywhere."""
-        found = self.among(view, *view.pairs(range(view.keys - view.queries, view.keys), range(view.keys)))
+        """Return a boolean [1 or B, S, K] of all queries and keys; None means everywhere.
+
+        Raises:
+            SpecError: heads see different keys.
+        """
+        found = view.everywhere(self)
+        if found is not None and found.shape[1] > 1:
+            raise SpecError(f"{self} means something else for each head, so it can't be one mask for all of them")
         return None if found is None else found[:, 0]
 
     def reach(self, view: View, queries: range) -> range:
@@ -42,6 +55,20 @@ class Rule(Record, abstract=True):
     def opens(self, view: View, queries: range, keys: range) -> bool:
         """Return whether each of these queries may look at each of these keys; False where it would be hard to say."""
         return False
+
+    @property
+    def grain(self) -> int:
+        """The size of the blocks, counted from the row's left end, in which places are alike; 0 if all are alike."""
+        return 1
+
+    @property
+    def ends(self) -> frozenset[End]:
+        """The ends of the row from which this counts, so that padding there moves it."""
+        return frozenset()
+
+    def settled(self) -> Rule:
+        """Return the rule as it is when nothing is trained."""
+        return self
 
     def here(self, view: View) -> Rule:
         """Return the simplest rule that means the same in this batch."""
@@ -60,10 +87,18 @@ class Rule(Record, abstract=True):
     def breaks(self) -> Mapping[Clause, Term]:
         """Return what a part whose rows meet under this rule can't hold of the invariance contract."""
         found: dict[Clause, Term] = {}
+        ends = [end for end in ("left", "right") if end in self.ends]
+        for end in ends:
+            moved = f"its rule counts from the {end} end of the row, where padding stands"
+            found["padded on the left" if end == "left" else "padded on the right"] = Differs(moved)
         if self.looks_ahead:
             found["cached"] = Refuses("its rule lets queries look at keys behind them; one with Causal() does not")
+        elif "right" in ends:
+            found["cached"] = Refuses("its rule counts from the right end of the row, which moves as the row grows")
         if not self.keeps_apart:
             found["packed"] = Refuses("its rule lets documents look at each other; one with SameDocument() does not")
+        elif ends:
+            found["packed"] = Refuses("its rule counts from the ends of the row, not of each document")
         return found
 
     def __and__(self, other: Rule) -> Rule:
@@ -73,15 +108,48 @@ class Rule(Record, abstract=True):
             return Everyone()
         return distinct[0] if len(distinct) == 1 else All(tuple(distinct))
 
+    def __or__(self, other: Rule) -> Rule:
+        parts = [rule for side in (self, other) for rule in (side.rules if isinstance(side, Either) else (side,))]
+        distinct = [r for i, r in enumerate(parts) if not isinstance(r, Nobody) and r not in parts[:i]]
+        if not distinct or any(isinstance(r, Everyone) for r in distinct):
+            return Everyone() if distinct else Nobody()
+        return distinct[0] if len(distinct) == 1 else Either(tuple(distinct))
+
 
 class Everyone(Rule):
     """Every query looks at every key."""
+
+    @property
+    def grain(self) -> int:
+        return 0
 
     def among(self, view: View, queries: Tensor, keys: Tensor) -> Tensor | None:
         return None
 
     def opens(self, view: View, queries: range, keys: range) -> bool:
         return True
+
+
+class Nobody(Rule):
+    """No query looks at any key; what is left of a rule that says nothing about a batch."""
+
+    @property
+    def looks_ahead(self) -> bool:
+        return False
+
+    @property
+    def keeps_apart(self) -> bool:
+        return True
+
+    @property
+    def grain(self) -> int:
+        return 0
+
+    def among(self, view: View, queries: Tensor, keys: Tensor) -> Tensor | None:
+        return (as_scores(keys) < 0) & (as_scores(queries) < 0)
+
+    def reach(self, view: View, queries: range) -> range:
+        return range(0)
 
 
 class Causal(Rule):
@@ -169,13 +237,25 @@ class SameDocument(Rule):
         return all(bool((one == asked).all()) for one in both)
 
 
-class All(Rule):
-    """Every one of several rules holds; written `a & b`."""
+class Joined(Rule, abstract=True):
+    """Several rules as one."""
 
     rules: tuple[Rule, ...]
 
     def check(self) -> None:
         self.require(len(self.rules) > 0, "needs at least one rule")
+
+    @property
+    def grain(self) -> int:
+        return math.gcd(*(rule.grain for rule in self.rules))
+
+    @property
+    def ends(self) -> frozenset[End]:
+        return frozenset[End]().union(*(rule.ends for rule in self.rules))
+
+
+class All(Joined):
+    """Every one of several rules holds; written `a & b`."""
 
     @property
     def looks_ahead(self) -> bool:
@@ -184,6 +264,9 @@ class All(Rule):
     @property
     def keeps_apart(self) -> bool:
         return any(rule.keeps_apart for rule in self.rules)
+
+    def settled(self) -> Rule:
+        return functools.reduce(Rule.__and__, (rule.settled() for rule in self.rules))
 
     def here(self, view: View) -> Rule:
         return functools.reduce(Rule.__and__, (rule.here(view) for rule in self.rules))
@@ -205,15 +288,45 @@ class All(Rule):
         return all(rule.opens(view, queries, keys) for rule in self.rules)
 
 
+class Either(Joined):
+    """At least one of several rules holds; written `a | b`."""
+
+    @property
+    def looks_ahead(self) -> bool:
+        return any(rule.looks_ahead for rule in self.rules)
+
+    @property
+    def keeps_apart(self) -> bool:
+        return all(rule.keeps_apart for rule in self.rules)
+
+    def settled(self) -> Rule:
+        return functools.reduce(Rule.__or__, (rule.settled() for rule in self.rules))
+
+    def here(self, view: View) -> Rule:
+        return functools.reduce(Rule.__or__, (rule.here(view) for rule in self.rules))
+
+    def among(self, view: View, queries: Tensor, keys: Tensor) -> Tensor | None:
+        each = [rule.among(view, queries, keys) for rule in self.rules]
+        known = [one for one in each if one is not None]
+        return functools.reduce(Tensor.logical_or, known) if len(known) == len(each) else None
+
+    def reach(self, view: View, queries: range) -> range:
+        each = [run for run in (rule.reach(view, queries) for rule in self.rules) if run]
+        return range(min(one.start for one in each), max(one.stop for one in each)) if each else range(0)
+
+    def opens(self, view: View, queries: range, keys: range) -> bool:
+        return any(rule.opens(view, queries, keys) for rule in self.rules)
+
+
 @dataclass
 class Mask:
     """A rule lowered for one batch.
 
     Attributes:
         causal: the rule is the plain causal triangle, S == K, and nothing else.
-        allowed: boolean [1 or B, 1, S, K], or None where everything is allowed (or `causal` says it all). Rows
+        allowed: boolean [1 or B, 1 or H, S, K], or None where everything is allowed (or `causal` says it all). Rows
             with nothing to look at are opened to every key here, so that no softmax divides by zero.
-        empty: boolean [B, 1, S, 1], True for those rows, whose result is zeros; None if there are none.
+        empty: boolean [1 or B, 1 or H, S, 1], True for those rows, whose result is zeros; None if there are none.
     """
 
     causal: bool
@@ -234,6 +347,7 @@ class View:
         right_padded: all padding stands behind the real tokens, so that under a causal rule no real query
             could see it anyway.
         device: where masks are made.
+        marked: boolean [B, K], tokens that everyone may look at under the rule `Marked`, or None.
     """
 
     queries: int
@@ -242,6 +356,8 @@ class View:
     key_documents: Tensor | None
     right_padded: bool
     device: torch.device
+    marked: Tensor | None = None
+    _made: dict[Hashable, Any] = field(default_factory=dict)
     _masks: dict[Rule, Mask] = field(default_factory=dict)
     _biased: tuple[Tensor, Rule, Tensor] | None = None
 
@@ -249,7 +365,7 @@ class View:
     def places(self) -> Tensor:
         """Integers [1 or B, K], the place of each key in its own document, counted from 0 over its real tokens."""
         if self.key_documents is not None:
-            return _places_in_documents(self.key_documents, self.valid)
+            return places_in_documents(self.key_documents, self.valid)
         if self.valid is None or self.right_padded:
             return torch.arange(self.keys, device=self.device)[None]
         return (self.valid.long().cumsum(1) - 1).clamp(min=0)
@@ -276,8 +392,8 @@ class View:
             places = torch.arange(self.keys, device=self.device)
             first = self.valid.int().argmax(1, keepdim=True)
             documents = documents.gather(1, torch.where(self.valid, places, first).cummax(1).values)
-        numbers = _changes(documents).cumsum(1)
-        if bool((numbers[:, -1:] != _changes(documents.sort(1).values).sum(1, keepdim=True)).any()):
+        numbers = changes(documents).cumsum(1)
+        if bool((numbers[:, -1:] != changes(documents.sort(1).values).sum(1, keepdim=True)).any()):
             raise SpecError("each packed document must stand in one piece here; rows of another one part one of them")
         return numbers
 
@@ -312,6 +428,21 @@ class View:
             return at(self.places, keys) - at(self.places, queries)
         return as_scores(keys) - as_scores(queries)
 
+    def everywhere(self, rule: Rule) -> Tensor | None:
+        """Return where all queries may look, padding aside: boolean [1 or B, 1 or H, S, K]; None means everywhere."""
+        return rule.among(self, *self.pairs(range(self.keys - self.queries, self.keys), range(self.keys)))
+
+    def marking(self, marked_BK: Tensor) -> View:
+        """Return this view with tokens marked."""
+        return View(self.queries, self.keys, self.valid, self.key_documents, self.right_padded, self.device, marked_BK)
+
+    def once(self, key: Hashable, make: Callable[[], M]) -> M:
+        """Return what `make` gave the first time that `key` was asked for: layers share it."""
+        if key not in self._made:
+            self._made[key] = make()
+        found: M = self._made[key]
+        return found
+
     def valid_at(self, keys: Tensor) -> Tensor | None:
         """Return which keys are real: boolean [b, h, ..., 1, k]; None if all are."""
         return None if self.valid is None else at(self.valid, keys)
@@ -340,7 +471,7 @@ class View:
         """Return a score bias with -inf where the rule forbids (kept as long as layers share the bias)."""
         if self._biased is None or self._biased[0] is not bias or self._biased[1] != rule:
             mask = self.mask(rule)
-            allowed = rule.allowed(self)[:, None] if mask.causal else mask.allowed  # type: ignore[index]
+            allowed = self.everywhere(rule) if mask.causal else mask.allowed
             made = bias if allowed is None else bias.masked_fill(~allowed, float("-inf"))
             self._biased = (bias, rule, made)
         return self._biased[2]
@@ -349,45 +480,15 @@ class View:
         rule = rule.here(self)
         if rule == Causal() and self.queries == self.keys and (self.valid is None or self.right_padded):
             return Mask(causal=self.keys > 1, allowed=None, empty=None)
-        allowed = rule.allowed(self)
+        allowed = self.everywhere(rule)
         if self.valid is not None:
             if self.valid.shape[-1] != self.keys:
                 raise SpecError(f"the attention mask covers {self.valid.shape[-1]} keys, but there are {self.keys}")
-            real = self.valid[:, None, :]
+            real = self.valid[:, None, None, :]
             allowed = real if allowed is None else allowed & real
         if allowed is None:
             return Mask(causal=False, allowed=None, empty=None)
         empty = ~allowed.any(dim=-1, keepdim=True)
         if not bool(empty.any()):
-            return Mask(causal=False, allowed=allowed[:, None], empty=None)
-        return Mask(causal=False, allowed=(allowed | empty)[:, None], empty=empty[:, None])
-
-
-def as_scores(places: Tensor) -> Tensor:
-    """Give places [s, 1] or [b, s, 1] (of keys, [1, k] or [b, 1, k]) the dimensions that they are short for."""
-    return places if places.ndim > 3 else places[:, None] if places.ndim == 3 else places[None, None]
-
-
-def at(table_BK: Tensor, places: Tensor) -> Tensor:
-    """Look up a fact of the row's places: [b, K] -> [b, h, ..., s, 1] (of keys, [..., 1, k])."""
-    places = as_scores(places)
-    if len(places) == 1:
-        return table_BK[:, places[0]]
-    if len(table_BK) == 1:
-        return table_BK[0][places]
-    return table_BK.gather(1, places.flatten(1)).view(places.shape)
-
-
-def _changes(documents: Tensor) -> Tensor:
-    """Tell where an id differs from the one before: [B, K] -> boolean [B, K]."""
-    return F.pad(documents[:, 1:] != documents[:, :-1], (1, 0))
-
-
-def _places_in_documents(documents: Tensor, valid: Tensor | None) -> Tensor:
-    """Count from 0 within each run of equal ids, whatever ids padding has: [B, K] -> [B, K]."""
-    places = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
-    starts = torch.ones_like(documents, dtype=torch.bool)
-    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    if valid is not None:
-        starts[:, 1:] |= valid[:, 1:] != valid[:, :-1]
-    return places - torch.where(starts, places, 0).cummax(1).values
+            return Mask(causal=False, allowed=allowed, empty=None)
+        return Mask(causal=False, allowed=allowed | empty, empty=empty)

@@ -20,8 +20,9 @@ from polyformer.parts.flow import Flow
 from polyformer.parts.linear import Linear
 from polyformer.parts.norms import LayerNorm
 from polyformer.parts.part import Part, draw_normal
+from polyformer.parts.places import as_scores
 from polyformer.parts.relative import RelativePart, RelativePosition
-from polyformer.parts.rules import SameDocument, View, as_scores
+from polyformer.parts.rules import SameDocument, View
 from polyformer.spec import Spec
 
 ON_A_GRID: Mapping[Clause, Term] = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polyformer.parts.bias import Bias
-from polyformer.parts.rules import as_scores
+from polyformer.parts.places import as_scores
 
 May = Callable[[int, int, int], bool]
 

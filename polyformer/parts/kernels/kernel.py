@@ -101,7 +101,7 @@ def dense_weights(scores: Tensor, context: Context) -> Tensor:
     if context.bias is not None:
         scores = scores + context.bias.whole()
     mask = context.view.mask(context.rule)
-    allowed = context.rule.allowed(context.view)[:, None] if mask.causal else mask.allowed  # type: ignore[index]
+    allowed = context.view.everywhere(context.rule) if mask.causal else mask.allowed
     if allowed is not None:
         scores = scores.masked_fill(~allowed, float("-inf"))
     found = torch.softmax(scores, -1)
