@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from polyformer.bench.contestants import DENSE, Contestant, chosen
+from polyformer.bench.contestants import DENSE, At, Contestant, chosen
 from polyformer.bench.fits import Power, crossing, expected, fit_power, less_from
 from polyformer.bench.memory import Memory, available_memory, memory_of
 from polyformer.bench.work import Mode, Sizes, Work, refusal, spec_of
@@ -40,12 +40,15 @@ class Conditions(Record):
             that fits.
         memory: gigabytes that one run may take; None is four fifths of what the system has left.
         threads: of PyTorch; None leaves them as they are.
+        clock: "wall": the time that passes; "processor": the time that processors spent, all threads together. With
+            one thread, that is what would have passed had no other program been running.
     """
 
     rounds: int = 7
     budget: float = 20.0
     memory: float | None = None
     threads: int | None = None
+    clock: Literal["wall", "processor"] = "wall"
 
     def check(self) -> None:
         self.require(self.rounds > 0, f"rounds must be at least 1, not {self.rounds}")
@@ -172,11 +175,12 @@ class Curves:
         }
 
     def _described(self, one: Contestant) -> dict[str, Any]:
-        spec = spec_of(one, self.settings.sizes, self.settings.lengths[-1])
+        sizes, length = self.settings.sizes, self.settings.lengths[-1]
+        spec, rule = spec_of(one, sizes, length), one.rule(At(sizes.heads, sizes.head, length))
         return {
             "name": one.name,
             "kind": one.kind,
-            "rule": {"type": type(one.rule).__name__, **one.rule.to_data()},
+            "rule": {"type": type(rule).__name__, **rule.to_data()},
             "spec": {"type": type(spec).__name__, **spec.to_data()},
             "linear_from": one.linear,
             "dense": one.dense,
@@ -237,6 +241,7 @@ class _Bench:
 
     def _take_turns(self, works: dict[str, Work], mode: Mode) -> dict[str, list[float]]:
         times: dict[str, list[float]] = {name: [] for name in works}
+        clock = time.perf_counter if self.settings.conditions.clock == "wall" else time.process_time
         spent = dict.fromkeys(works, 0.0)
         for turn in range(self.settings.conditions.rounds):
             for name in list(works)[:: -1 if turn % 2 else 1]:
@@ -244,10 +249,10 @@ class _Bench:
                 if times[name] and spent[name] + last > self.settings.conditions.budget:
                     continue
                 repeat = max(1, min(math.ceil(SHORTEST / max(last, 1e-6)), 100))
-                run, started = works[name].runs(mode), time.perf_counter()
+                run, started = works[name].runs(mode), clock()
                 for _ in range(repeat):
                     run()
-                took = time.perf_counter() - started
+                took = clock() - started
                 times[name].append(took / repeat)
                 spent[name] += took
         return times
@@ -280,7 +285,7 @@ class _Bench:
         known, conditions, sizes = self.seen.get((one.name, mode), []), self.settings.conditions, self.settings.sizes
         if not known:
             return ""
-        least = 1.0 if one.linear is not None else 2.0
+        least = 2.0 if one.kind in ("dense", "exact") else 1.0
         seconds = expected([(n, each.seconds) for n, each in known], length, least)
         if seconds > conditions.budget:
             return f"a run would take about {seconds:.3g} s, more than --budget {conditions.budget:g}"

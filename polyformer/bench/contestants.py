@@ -6,25 +6,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from polyformer.errors import SpecError, suggest
 from polyformer.parts import (
+    BlockSparse,
+    BlockWindow,
     Causal,
+    Chunks,
     Context,
+    Edges,
     Everyone,
+    Hashes,
+    Hashing,
+    Heads,
     Kernel,
     LinearAttention,
     Linformer,
+    Local,
     Part,
     Performer,
+    RandomBlocks,
     Retention,
     Rule,
     Softmax,
     Window,
 )
-from polyformer.parts.kernels.kernel import KernelPart
+from polyformer.parts.kernels.kernel import KernelPart, dense_weights
 from polyformer.spec import Spec
 
 Kind = Literal["dense", "exact", "sparse", "linear", "hashing"]
@@ -70,10 +78,9 @@ class Contestant:
     linear: int | None = None
     holds: Literal["nothing", "a mask", "all scores"] = "nothing"
 
-    @property
-    def rule(self) -> Rule:
-        """Who may look at whom."""
-        return PATTERNS[self.pattern]
+    def rule(self, at: At) -> Rule:
+        """Return who may look at whom."""
+        return PATTERNS[self.pattern](at)
 
     @property
     def dense(self) -> str:
@@ -99,33 +106,45 @@ class NaivePart(KernelPart):
 
     def attend(self, qkv: tuple[Tensor, Tensor, Tensor], context: Context) -> Tensor:
         q, k, v = qkv
-        scores = (q * q.shape[-1] ** -0.5) @ k.mT
-        allowed = context.rule.allowed(context.view)
-        if allowed is not None:
-            scores = scores.masked_fill(~allowed[:, None], float("-inf"))
-        return torch.softmax(scores, -1) @ v
+        return dense_weights((q * q.shape[-1] ** -0.5) @ k.mT, context) @ v
+
+
+def _retention(at: At) -> Spec:
+    return Retention.of_width(at.width, at.heads, Causal(), at.width)
+
+
+def _hashing(at: At) -> Spec:
+    return Hashing.of_width(at.width, Heads(at.heads, at.heads, at.head), Chunks(64), Causal(), Hashes(4, seed=0))
 
 
 DENSE = "sdpa"
 """What all are compared with: PyTorch's own attention, causal, which needs no mask."""
 
-PATTERNS: dict[str, Rule] = {
-    "causal": Causal(),
-    "everyone": Everyone(),
-    "window-256": Causal() & Window(256),
+PATTERNS: dict[str, Callable[[At], Rule]] = {
+    "causal": lambda at: Causal(),
+    "everyone": lambda at: Everyone(),
+    "window-256": lambda at: Causal() & Window(256),
+    "chunks-64": lambda at: Causal() & BlockWindow(64, 1),
+    "longformer": lambda at: Window(257) | Edges(1, 1, 0),
+    "bigbird": lambda at: BlockWindow(64) | Edges(64) | RandomBlocks(64, 3, at.heads),
 }
+"""By name. Longformer's windows are of 512 tokens, half to either side, and here one token is global; BigBird's blocks
+are of 64 tokens, and each looks at itself and its neighbours, the first and the last, and 3 that its head draws."""
 
 MEASURED: tuple[Contestant, ...] = (
     Contestant("naive", "dense", lambda at: Naive(), "causal", holds="all scores"),
+    Contestant("blocks-window-256", "sparse", lambda at: BlockSparse(), "window-256", linear=1024),
+    Contestant("blocks-longformer", "sparse", lambda at: BlockSparse(), "longformer", linear=1024),
+    Contestant("blocks-bigbird", "sparse", lambda at: BlockSparse(), "bigbird", linear=1024),
+    Contestant("local", "sparse", lambda at: Local(Chunks(64)), "chunks-64", linear=1024),
     Contestant("linear-attention", "linear", lambda at: LinearAttention(), "causal", linear=1024),
     Contestant("performer", "linear", lambda at: Performer(at.head), "causal", linear=1024),
-    Contestant(
-        "retention", "linear", lambda at: Retention.of_width(at.width, at.heads, Causal(), at.width), "causal", 1024
-    ),
+    Contestant("retention", "linear", _retention, "causal", linear=1024),
     Contestant("linformer", "linear", lambda at: Linformer(at.length, 256), "everyone", linear=1024),
+    Contestant("hashing", "hashing", _hashing, "causal"),
 )
 """Linear ones at their papers' sizes: 256 random features, 256 mixtures of keys, chunks of 64 rows. Retention's values
-are as wide as its keys here, so that all have one size."""
+are as wide as its keys here, so that all have one size. Hashing takes 4 rounds."""
 
 
 def _softmax(pattern: str) -> Contestant:

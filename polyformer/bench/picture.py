@@ -236,7 +236,8 @@ def _tell(figure: Figure, curves: Curves) -> None:
     figure.legend(handles, names, frameon=False, fontsize=8, handlelength=2, columnspacing=1.8, **placed)
     start = curves.settings.fit_from
     foot = f"Behind each name: its growth, fitted from n = {start:,} on. A training step is forward and backward."
-    figure.text(0.055, 0.014, f"{foot} Times are medians of alternating runs.", fontsize=8, color="#6b7280")
+    clock = "Processor times" if curves.settings.conditions.clock == "processor" else "Times"
+    figure.text(0.055, 0.014, f"{foot} {clock} are medians of alternating runs.", fontsize=8, color="#6b7280")
 
 
 def _tick(cost: float, quantity: Quantity) -> str:

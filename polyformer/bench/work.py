@@ -48,10 +48,11 @@ def spec_of(contestant: Contestant, sizes: Sizes, length: int) -> Spec:
     Raises:
         SpecError: the contestant can't be of these sizes, or not under its rule.
     """
-    made = contestant.make(At(sizes.heads, sizes.head, length))
-    width = sizes.heads * sizes.head
+    at = At(sizes.heads, sizes.head, length)
+    made = contestant.make(at)
     if isinstance(made, Kernel):
-        whole = Attention.of_heads(width, Heads.of_width(width, sizes.heads), contestant.rule).replace(kernel=made)
+        heads = Heads.of_width(at.width, at.heads)
+        whole = Attention.of_heads(at.width, heads, contestant.rule(at)).replace(kernel=made)
         return made if sizes.level == "kernel" else whole
 
     def without(path: str, record: Record) -> Record:
@@ -70,7 +71,7 @@ class Work:
     def __init__(self, contestant: Contestant, sizes: Sizes, length: int) -> None:
         torch.manual_seed(0)
         dtype = getattr(torch, sizes.dtype)
-        self.rule, self.length = contestant.rule, length
+        self.rule = contestant.rule(At(sizes.heads, sizes.head, length))
         self.part: Part = spec_of(contestant, sizes, length).build(dtype=dtype)
         chance = torch.Generator().manual_seed(length)
         many = isinstance(self.part, KernelPart)

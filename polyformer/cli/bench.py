@@ -45,7 +45,8 @@ def attention(
             "--set",
             metavar="KEY=VALUE",
             help="heads (8), head (64, its width), batch (1), dtype (float32), level (kernel: q, k and v are given; "
-            "whole: with its matrices), rounds (7), threads, or memory (GB that a run may take); repeatable.",
+            "whole: with its matrices), rounds (7), threads, memory (GB that a run may take), or clock (wall; "
+            "processor: undisturbed by other programs); repeatable.",
         ),
     ] = None,
     budget: Annotated[float, typer.Option(metavar="SECONDS", help="For each attention at each length.")] = 20.0,
@@ -77,7 +78,8 @@ def attention(
     for mode in MODES:
         for title, table in (_costs(curves, mode, "seconds"), _costs(curves, mode, "bytes"), _ratios(curves, mode)):
             console.print(title, style="bold")
-            console.print(table, end="\n\n")
+            console.print(table)
+            console.print()
     for line in _remarks(curves):
         typer.echo(line)
 

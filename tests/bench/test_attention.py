@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from polyformer.bench import CONTESTANTS, DENSE, MODES, Cell, Conditions, Curves, Settings, Sizes, bench_attention
 from polyformer.bench import attention as room
-from polyformer.bench.contestants import KINDS, PATTERNS, Contestant, chosen
+from polyformer.bench.contestants import KINDS, PATTERNS, At, Contestant, chosen
 from polyformer.bench.memory import Memory
 from polyformer.bench.work import Work, refusal
 from polyformer.errors import SpecError
@@ -31,10 +31,9 @@ def answer(one: Contestant, sizes: Sizes, length: int) -> Tensor:
 class TestContestants:
     def test_the_line_is_whole(self, one: Contestant) -> None:
         assert one.kind in KINDS
-        assert one.rule is PATTERNS[one.pattern]
-        dense = CONTESTANTS[one.dense]
-        assert dense.rule == one.rule
-        assert isinstance(dense.make(None), Softmax)  # type: ignore[arg-type]
+        at, dense = At(2, 16, 300), CONTESTANTS[one.dense]
+        assert dense.rule(at) == one.rule(at) == PATTERNS[one.pattern](at)
+        assert isinstance(dense.make(at), Softmax)
         assert (one.linear is not None) == (one.kind in ("sparse", "linear"))
 
     @pytest.mark.parametrize("length", [1, 7, 300])
@@ -60,7 +59,6 @@ class TestContestants:
         assert not [spec for _, spec in walk(work.part.spec) if isinstance(spec, Linear)]
         whole = Work(one, SMALL.replace(level="whole"), 8)
         assert sum(isinstance(spec, Linear) for _, spec in walk(whole.part.spec)) >= 3
-        assert isinstance(whole.part.get_submodule("q"), nn.Module)
 
     def test_what_is_forgotten_is_made_again(self, one: Contestant) -> None:
         work = Work(one, SMALL, 64)
