@@ -17,7 +17,7 @@ FLOORS = [
     {"spec", "errors"},
     {"parts"},
     {"families", "weights"},
-    {"data"},
+    {"data", "native"},
     {"generate", "explain", "swap"},
     {"answer"},
     {"train", "judge", "bench"},

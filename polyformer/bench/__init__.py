@@ -5,7 +5,7 @@ from polyformer.bench.contestants import CONTESTANTS, DENSE, Contestant, chosen
 from polyformer.bench.fits import Power, crossing, fit_power, less_from
 from polyformer.bench.memory import Memory, memory_of
 from polyformer.bench.picture import draw_curves, picture_file
-from polyformer.bench.work import Sizes
+from polyformer.bench.work import HeadSizes
 
 __all__ = [
     "CONTESTANTS",
@@ -15,10 +15,10 @@ __all__ = [
     "Conditions",
     "Contestant",
     "Curves",
+    "HeadSizes",
     "Memory",
     "Power",
     "Settings",
-    "Sizes",
     "bench_attention",
     "chosen",
     "crossing",

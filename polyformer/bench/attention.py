@@ -18,7 +18,7 @@ import torch
 from polyformer.bench.contestants import DENSE, At, Contestant, chosen
 from polyformer.bench.fits import Power, crossing, expected, fit_power, less_from
 from polyformer.bench.memory import Memory, available_memory, memory_of
-from polyformer.bench.work import Mode, Sizes, Work, refusal, spec_of
+from polyformer.bench.work import HeadSizes, Mode, Work, refusal, spec_of
 from polyformer.spec import Record
 
 MODES: tuple[Mode, ...] = ("forward", "training")
@@ -72,7 +72,7 @@ class Settings(Record):
     lengths: tuple[int, ...] = (512, 1024, 2048, 4096, 8192)
     only: tuple[str, ...] = ()
     fit_from: int = 2048
-    sizes: Sizes = Sizes()
+    sizes: HeadSizes = HeadSizes()
     conditions: Conditions = Conditions()
 
     def check(self) -> None:

@@ -21,7 +21,7 @@ Mode = Literal["forward", "training"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 
 
-class Sizes(Record):
+class HeadSizes(Record):
     """What all contestants are given.
 
     Attributes:
@@ -42,7 +42,7 @@ class Sizes(Record):
         self.require(min(self.heads, self.head, self.batch) > 0, "heads, head and batch must be at least 1")
 
 
-def spec_of(contestant: Contestant, sizes: Sizes, length: int) -> Spec:
+def spec_of(contestant: Contestant, sizes: HeadSizes, length: int) -> Spec:
     """Return what is built: at the level "kernel", a kernel, or an op whose matrices pass their rows unchanged.
 
     Raises:
@@ -68,7 +68,7 @@ class Work:
     share in a pass (the rule lowered to a mask or a layout) is made in the first run and kept for the next ones.
     """
 
-    def __init__(self, contestant: Contestant, sizes: Sizes, length: int) -> None:
+    def __init__(self, contestant: Contestant, sizes: HeadSizes, length: int) -> None:
         torch.manual_seed(0)
         dtype = getattr(torch, sizes.dtype)
         self.rule = contestant.rule(At(sizes.heads, sizes.head, length))

@@ -86,14 +86,14 @@ def attention(
 
 def _settings(lengths: str, only: str, settings: list[str], budget: float, fit_from: int) -> Settings:
     """Read what was asked for."""
-    from polyformer.bench import Conditions, Settings, Sizes
+    from polyformer.bench import Conditions, HeadSizes, Settings
     from polyformer.spec import field_types
     from polyformer.train.recipe import apply_setting
 
     asked: dict[str, Any] = {}
     for setting in settings:
         apply_setting(asked, setting)
-    sizes, conditions = field_types(Sizes), field_types(Conditions)
+    sizes, conditions = field_types(HeadSizes), field_types(Conditions)
     for key in asked:
         if key not in {**sizes, **conditions} or key == "budget":
             raise SpecError(f"--set has no key '{key}' here{suggest(key, {*sizes, *conditions} - {'budget'})}")
@@ -101,7 +101,7 @@ def _settings(lengths: str, only: str, settings: list[str], budget: float, fit_f
         tuple(_number(one) for one in lengths.split(",")),
         tuple(name.strip() for name in only.split(",") if name.strip()),
         fit_from,
-        Sizes.from_data({key: value for key, value in asked.items() if key in sizes}, "--set"),
+        HeadSizes.from_data({key: value for key, value in asked.items() if key in sizes}, "--set"),
         Conditions.from_data({"budget": budget, **{k: v for k, v in asked.items() if k in conditions}}, "--set"),
     )
 

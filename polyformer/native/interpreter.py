@@ -80,9 +80,7 @@ class Interpreter:
         self._held[target] = dict(self._held[source])
         self._lengths[target] = min(length, self._lengths[source])
 
-    def _check(
-        self, ids: Sequence[int], slots: Sequence[int], places: Sequence[int], wanted: Sequence[int]
-    ) -> None:
+    def _check(self, ids: Sequence[int], slots: Sequence[int], places: Sequence[int], wanted: Sequence[int]) -> None:
         ends = list(self._lengths)
         for token, slot, place in zip(ids, slots, places, strict=True):
             if not 0 <= slot < self.slots:

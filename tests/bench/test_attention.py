@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from polyformer.bench import CONTESTANTS, DENSE, MODES, Cell, Conditions, Curves, Settings, Sizes, bench_attention
+from polyformer.bench import CONTESTANTS, DENSE, MODES, Cell, Conditions, Curves, HeadSizes, Settings, bench_attention
 from polyformer.bench import attention as room
 from polyformer.bench.contestants import KINDS, PATTERNS, At, Contestant, chosen
 from polyformer.bench.memory import Memory
@@ -17,12 +17,12 @@ from polyformer.errors import SpecError
 from polyformer.parts import Linear, Softmax
 from polyformer.spec import walk
 
-SMALL = Sizes(heads=2, head=16)
+SMALL = HeadSizes(heads=2, head=16)
 QUICK = Conditions(rounds=2, budget=100.0)
 contestants = pytest.mark.parametrize("one", CONTESTANTS.values(), ids=CONTESTANTS)
 
 
-def answer(one: Contestant, sizes: Sizes, length: int) -> Tensor:
+def answer(one: Contestant, sizes: HeadSizes, length: int) -> Tensor:
     (found,) = Work(one, sizes, length).runs("forward")()
     return found
 
@@ -91,8 +91,8 @@ class TestSettings:
             (lambda: Settings(()), "lengths must name at least one"),
             (lambda: Settings((16, 0)), "lengths must be at least 1, not 0"),
             (lambda: Settings((16,), ("nothing",)), "there is no attention 'nothing'"),
-            (lambda: Sizes(heads=0), "heads, head and batch must be at least 1"),
-            (lambda: Sizes(dtype="int8"), "dtype should be one of"),  # type: ignore[arg-type]
+            (lambda: HeadSizes(heads=0), "heads, head and batch must be at least 1"),
+            (lambda: HeadSizes(dtype="int8"), "dtype should be one of"),  # type: ignore[arg-type]
             (lambda: Conditions(rounds=0), "rounds must be at least 1, not 0"),
             (lambda: Conditions(budget=0), "budget must be above 0 seconds, not 0"),
             (lambda: Conditions(memory=-1), "memory must be above 0 gigabytes"),
@@ -105,7 +105,7 @@ class TestSettings:
 
     def test_sizes_that_a_contestant_can_not_have(self) -> None:
         with pytest.raises(SpecError, match="can't be cut into 2 heads of even width"):
-            Settings((8,), ("retention",), sizes=Sizes(2, 3))
+            Settings((8,), ("retention",), sizes=HeadSizes(2, 3))
 
 
 class TestMeasuring:
@@ -156,7 +156,7 @@ class TestMeasuring:
         tried: list[int] = []
 
         class Quick(Work):
-            def __init__(self, one: Contestant, sizes: Sizes, length: int) -> None:
+            def __init__(self, one: Contestant, sizes: HeadSizes, length: int) -> None:
                 super().__init__(one, sizes, 2)
                 tried.append(length)
 

@@ -98,15 +98,15 @@ import sys
 from pathlib import Path
 from polyformer.bench.contestants import CONTESTANTS
 from polyformer.bench.memory import memory_of
-from polyformer.bench.work import Sizes, Work
+from polyformer.bench.work import HeadSizes, Work
 
 def held(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 name, mode, length = sys.argv[1:]
-Work(CONTESTANTS[name], Sizes(), 128).runs(mode)()
-work = Work(CONTESTANTS[name], Sizes(), int(length))
+Work(CONTESTANTS[name], HeadSizes(), 128).runs(mode)()
+work = Work(CONTESTANTS[name], HeadSizes(), int(length))
 Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
 before = held("VmRSS")
 answers = work.runs(mode)()
