@@ -94,6 +94,8 @@ SAMPLES: dict[type[Spec], Spec] = {
         parts.Fused(),
         FeedForward.gated(WIDTH, 12),
         Softmax(),
+        parts.Tiled(3, 2),
+        parts.Sliding(2),
         parts.LinearAttention(),
         parts.Performer(WIDTH // 2, 5),
         parts.Linformer(9, 3),
