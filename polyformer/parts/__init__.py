@@ -13,6 +13,7 @@ from polyformer.parts.feedforward import FeedForward
 from polyformer.parts.flow import Flow, Trace
 from polyformer.parts.gating import SpatialGating
 from polyformer.parts.globals import Before, FirstToken, GlobalAttention, NoToken
+from polyformer.parts.halves import BehindFirst, Halves
 from polyformer.parts.heads import LMHead
 from polyformer.parts.idle import Idle
 from polyformer.parts.inputs import Delay, Given, InputPart
@@ -60,6 +61,7 @@ __all__ = [
     "Attention",
     "BatchNorm",
     "Before",
+    "BehindFirst",
     "Beyond",
     "BlockSparse",
     "BlockWindow",
@@ -98,6 +100,7 @@ __all__ = [
     "GlobalAttention",
     "GridBias",
     "GridPositions",
+    "Halves",
     "Heads",
     "Idle",
     "InTraining",
