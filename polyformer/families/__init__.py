@@ -9,6 +9,7 @@ from polyformer.errors import SpecError, suggest
 from polyformer.families.albert import Albert
 from polyformer.families.bart import Bart
 from polyformer.families.bert import Bert
+from polyformer.families.big_bird import BigBird
 from polyformer.families.bloom import Bloom
 from polyformer.families.config import Family, read_config
 from polyformer.families.conformer import Wav2Vec2Conformer
@@ -21,6 +22,7 @@ from polyformer.families.gpt2 import GPT2
 from polyformer.families.gpt_neox import GPTNeoX
 from polyformer.families.linformer import LinformerLM
 from polyformer.families.llama import Llama
+from polyformer.families.longformer import Longformer
 from polyformer.families.m2m100 import M2M100
 from polyformer.families.marian import Marian
 from polyformer.families.mbart import MBart
@@ -49,6 +51,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Albert,
     Bart,
     Bert,
+    BigBird,
     Bloom,
     Wav2Vec2Conformer,
     DistilBert,
@@ -58,6 +61,7 @@ FAMILIES: tuple[type[Family], ...] = (
     GPT2,
     GPTNeoX,
     Llama,
+    Longformer,
     M2M100,
     Marian,
     MBart,

@@ -13,6 +13,7 @@ from polyformer.parts.feedforward import FeedForward
 from polyformer.parts.flow import Flow, Trace
 from polyformer.parts.gating import SpatialGating
 from polyformer.parts.globals import Before, FirstToken, GlobalAttention, NoToken
+from polyformer.parts.halves import BehindFirst, Halves
 from polyformer.parts.hashing import Hashes, Hashing
 from polyformer.parts.heads import LMHead
 from polyformer.parts.idle import Idle
@@ -67,6 +68,7 @@ __all__ = [
     "Axial",
     "BatchNorm",
     "Before",
+    "BehindFirst",
     "Beyond",
     "BlockSparse",
     "BlockWindow",
@@ -107,6 +109,7 @@ __all__ = [
     "GlobalAttention",
     "GridBias",
     "GridPositions",
+    "Halves",
     "Hashes",
     "Hashing",
     "Heads",

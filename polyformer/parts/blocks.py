@@ -101,7 +101,7 @@ class RandomBlocks(Rule):
 
     def check(self) -> None:
         self.require(min(self.block, self.count, self.heads) > 0, "block, count and heads must be at least 1")
-        self.require(self.longest >= self.block, "longest must be at least a block")
+        self.require(self.longest > 0, "longest must be at least 1")
         self.require(0 <= self.seed < 2**32, f"seed must be in [0, 2^32), not {self.seed}")
 
     @property

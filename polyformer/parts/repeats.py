@@ -26,16 +26,20 @@ class Repeats(RelativePosition):
     BigBird's published models look at lists of blocks, not at sets of them: those of a rule `base`, and behind them
     blocks `drawn` at random. In training, a block may be drawn that is in the list already. Outside of it, as the
     reference library has it, nothing is drawn, and all the random places of the list name the first block, which then
-    counts 1 + `drawn.count` times. Where everyone looks at everyone, there is no list.
+    counts 1 + `drawn.count` times. The first and the last block have no list, nor has any where everyone looks at
+    everyone.
     """
 
     base: Rule
     drawn: RandomBlocks
 
     def breaks(self) -> Mapping[Clause, Term]:
+        moved = "its first and last blocks are those of the row, where padding stands"
         return {
-            "padded on the left": Differs("its first block is the first of the row, where padding stands"),
-            "packed": Refuses("its first block is that of the row, not of each document"),
+            "padded on the left": Differs(moved),
+            "padded on the right": Differs(moved),
+            "cached": Refuses("its last block is that of the row, which grows"),
+            "packed": Refuses("its first and last blocks are those of the row, not of each document"),
         }
 
     def module(self) -> Part:
@@ -69,7 +73,9 @@ class ByRepeats(Bias):
         if self.training:
             times = self.drawn.times(self.view, queries, keys)
         else:
-            times = self.drawn.count * (as_scores(keys) < self.drawn.block).long()
+            asking, asked = (as_scores(one) // self.drawn.block for one in (queries, keys))
+            last = (self.view.keys - 1) // self.drawn.block
+            times = self.drawn.count * ((asked == 0) & (asking > 0) & (asking < last)).long()
         listed = self.base.among(self.view, queries, keys)
         times = times + (1 if listed is None else listed.long())
         return times.clamp(min=1).to(self.sources[0].dtype).log()

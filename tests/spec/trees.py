@@ -142,6 +142,8 @@ SAMPLES: dict[type[Spec], Spec] = {
         parts.Rotary(WIDTH // 2, scaling=parts.Yarn(4.0, 32)),
         parts.PerHead(RMSNorm(WIDTH // 2)),
         parts.Lookup("token_type_ids", 2, WIDTH),
+        parts.Halves("token_type_ids", 2, WIDTH, token=5),
+        parts.BehindFirst(5),
         parts.Experts.of(FeedForward.of_widths(WIDTH, 12), WIDTH, 3, 2),
         parts.Gated(FeedForward.of_widths(WIDTH, 12), Linear(WIDTH, 1)),
         parts.Capped(30.0),
