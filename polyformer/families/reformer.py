@@ -24,8 +24,8 @@ class Reformer(Family):
 
     model_type: ClassVar[str] = "reformer"
     architectures: ClassVar[Mapping[str, Head]] = {
-        "ReformerModelWithLMHead": "lm",
         "ReformerModel": "none",
+        "ReformerModelWithLMHead": "lm",
         "ReformerForMaskedLM": "mlm",
         "ReformerForSequenceClassification": "sequence",
         "ReformerForQuestionAnswering": "span",
@@ -89,7 +89,7 @@ class Reformer(Family):
         super().check()
         self.require(0 < len(self.attn_layers) <= 4096, f"{len(self.attn_layers)} layers are not between 1 and 4096")
         known = {"lm": True, "mlm": False}.get(self.head, self.is_decoder) == self.is_decoder
-        self.require(known, f"{self.architecture or 'a language model'} can't have is_decoder = {self.is_decoder}")
+        self.require(known, f"{self.architecture} can't have is_decoder = {self.is_decoder}")
         sizes = (self.lsh_attn_chunk_length, self.local_attn_chunk_length)
         self.require(min(sizes) > 0, f"chunks must have at least 1 row, not {min(sizes)}")
 
@@ -148,13 +148,13 @@ class Reformer(Family):
             limit=2 * max(math.isqrt(self.max_position_embeddings // size), size),
             seed=self.hash_seed,
         )
-        chunks = parts.Chunks(size, *around, "joined", self._multiple(size))
+        chunks = parts.Chunks(size, *around, "joined", *self._filling(size))
         made = parts.Hashing.of_width(self.hidden_size, self._heads, chunks, self._see, hashes)
         return made.replace(dropout=self.lsh_attention_probs_dropout_prob)
 
     def _local(self) -> parts.Attention:
         size, around = self.local_attn_chunk_length, (self.local_num_chunks_before, self.local_num_chunks_after)
-        chunks = parts.Chunks(size, *around, "joined", self._multiple(size))
+        chunks = parts.Chunks(size, *around, "joined", *self._filling(size))
         if self.is_decoder and around[0] <= 1 and around[1] == 0:
             chunks = parts.Chunks(size, *around)  # the same where nobody may look from the first chunk to the last
         kernel = parts.Local(chunks, dropout=self.local_attention_probs_dropout_prob)
@@ -168,11 +168,15 @@ class Reformer(Family):
     def _see(self) -> parts.Rule:
         return CAUSAL if self.is_decoder else parts.SameDocument()
 
-    def _multiple(self, size: int) -> int | None:
-        """Return what rows are filled up to a multiple of: of all layers' chunks, as the reference fills its input."""
-        sizes = {"lsh": self.lsh_attn_chunk_length, "local": self.local_attn_chunk_length}
-        common = math.lcm(*(sizes[kind] for kind in self.attn_layers))
-        return None if common == size else common
+    def _filling(self, size: int) -> tuple[int | None, int | None]:
+        """Return what rows are filled up to a multiple of, and up to which length they are not.
+
+        The reference fills up the whole input for the chunks of all its layers.
+        """
+        lengths = {"lsh": self.lsh_attn_chunk_length, "local": self.local_attn_chunk_length}
+        sizes = [lengths[kind] for kind in self.attn_layers]
+        common = math.lcm(*sizes)
+        return (None, None) if common == size else (common, min(sizes))
 
     def _head(self) -> Spec | None:
         width, labels = 2 * self.hidden_size, len(self.labels)
@@ -229,5 +233,5 @@ class Reformer(Family):
         for axis, (places, width) in enumerate(zip(self.axial_pos_shape, self.axial_pos_embds_dim, strict=True)):
             shape = tuple(places if one == axis else 1 for one in range(axes))
             turn = Reshape((*shape, width), (places, width))
-            found.append(Row(f"{embed}.positions.tables.{axis}", f"{disk}.weights.{axis}", turn))
+            found.append(Row(f"{embed}.positions.axis_{axis}", f"{disk}.weights.{axis}", turn))
         return found

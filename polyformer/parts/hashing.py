@@ -53,7 +53,10 @@ class Hashes(Record):
         self.require(self.rounds > 0, f"rounds must be at least 1, not {self.rounds}")
         self.require(self.limit is None or self.limit > 1, f"limit must be at least 2, not {self.limit}")
         for count in self.buckets or ():
-            self.require(count > 0 and count % 2 == 0, f"a number of buckets must be even, as turns are ±, not {count}")
+            self.require(
+                count > 0 and count % 2 == 0,
+                f"a number of buckets must be even, half of them opposite to the others, not {count}",
+            )
         self.require(self.buckets is None or len(self.buckets) > 0, "buckets need at least one factor")
 
     def factors(self, length: int, size: int) -> tuple[int, ...]:
@@ -178,7 +181,7 @@ class HashingPart(Slotted):
     def _lay(self, qk: Tensor, flow: Flow) -> Layout:
         """Sort the rows."""
         view = flow.view
-        if view.keys <= self.chunks.size:
+        if not self.chunks.cuts(view.keys):
             return Layout.of(view, self.chunks.within(view.keys))
         factors = self.hashes.factors(self.chunks.filled(view.keys), self.chunks.size)
         shape = (self.heads.count, self.heads.width, self.hashes.rounds, sum(factors) // 2)

@@ -192,20 +192,20 @@ class LearnedPart(PositionPart):
 
 
 class AxialPart(PositionPart):
-    """Holds a table [shape[i], widths[i]] for each axis."""
+    """Holds a table [shape[i], widths[i]] for each axis: `axis_0`, `axis_1`, …"""
 
     def __init__(self, spec: Axial) -> None:
         super().__init__(spec)
         self.length, self.shape, self.dropout = math.prod(spec.shape), spec.shape, spec.dropout
-        pairs = zip(spec.shape, spec.widths, strict=True)
-        self.tables = nn.ParameterList(nn.Parameter(torch.empty(places, width)) for places, width in pairs)
-        for table in self.tables:
+        for axis, size in enumerate(zip(spec.shape, spec.widths, strict=True)):
+            table = nn.Parameter(torch.empty(size))
+            self.register_parameter(f"axis_{axis}", table)
             draw_normal(table, spec.start)
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         self.refuse_beyond(flow.positions)
         found, unit = [], math.prod(self.shape)
-        for table, places in zip(self.tables, self.shape, strict=True):
+        for table, places in zip(self.parameters(), self.shape, strict=True):
             unit //= places
             found.append(table[flow.positions // unit % places])
         vectors = torch.cat(found, -1)

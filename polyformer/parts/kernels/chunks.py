@@ -30,7 +30,7 @@ class Chunks(Record):
     first one looks back at the last, and a chunk that is met twice on a short circle counts twice. Rows of a circle are
     filled up to a multiple of `multiple` (None: of `size`), as its length is part of the answer.
 
-    A row of no more than `size` tokens is not cut: each looks at all.
+    A row of no more than `whole` tokens (None: `size`) is not cut: each looks at all.
     """
 
     size: int
@@ -38,6 +38,7 @@ class Chunks(Record):
     after: int = 0
     ends: Literal["apart", "joined"] = "apart"
     multiple: int | None = None
+    whole: int | None = None
 
     def check(self) -> None:
         self.require(self.size > 0, f"size must be at least 1, not {self.size}")
@@ -46,10 +47,16 @@ class Chunks(Record):
             self.require(self.ends == "joined", "only chunks whose ends are joined need a multiple")
             fits = self.multiple > 0 and self.multiple % self.size == 0
             self.require(fits, f"multiple {self.multiple} is none of the size {self.size}")
+        fits = self.whole is None or 0 <= self.whole <= self.size
+        self.require(fits, f"whole must be between 0 and the size {self.size}, not {self.whole}")
 
     def within(self, keys: int) -> Chunks:
         """Return how a row of so many keys is cut."""
-        return self if keys > self.size else Chunks(max(keys, 1), 0)
+        return self if self.cuts(keys) else Chunks(max(keys, 1), 0)
+
+    def cuts(self, keys: int) -> bool:
+        """Return whether a row of so many keys is cut at all."""
+        return keys > (self.size if self.whole is None else self.whole)
 
     def filled(self, keys: int) -> int:
         """Return how long a row is with what it is filled up with."""
