@@ -14,6 +14,7 @@ from polyformer.parts.gating import SpatialGating
 from polyformer.parts.heads import LMHead
 from polyformer.parts.idle import Idle
 from polyformer.parts.inputs import Delay, Given, InputPart
+from polyformer.parts.kernels.aft import AttentionFree
 from polyformer.parts.kernels.capped import Capped
 from polyformer.parts.kernels.features import LinearAttention, Performer
 from polyformer.parts.kernels.kernel import Context, Kernel
@@ -55,6 +56,7 @@ __all__ = [
     "Add",
     "Alibi",
     "Attention",
+    "AttentionFree",
     "BatchNorm",
     "Branches",
     "Buckets",

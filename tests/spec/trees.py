@@ -90,6 +90,7 @@ SAMPLES: dict[type[Spec], Spec] = {
         parts.LinearAttention(),
         parts.Performer(WIDTH // 2, 5),
         parts.Linformer(9, 3),
+        parts.AttentionFree(),
         parts.Retention.of_width(WIDTH, 2, Causal()),
         Attention.of_width(WIDTH, 4, Causal() & SameDocument()),
         CrossAttention.of_width(WIDTH, 4),
