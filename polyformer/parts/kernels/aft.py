@@ -29,7 +29,7 @@ class AttentionFree(Kernel):
     counts; it changes the cost only.
     """
 
-    chunk: int = 16
+    chunk: int = 8
 
     def check(self) -> None:
         self.require(self.chunk > 0, f"chunk must be at least 1, not {self.chunk}")
