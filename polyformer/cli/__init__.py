@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from polyformer.cli import bench as bench
 from polyformer.cli import convert as convert
 from polyformer.cli import models as models
+from polyformer.cli import writing as writing
 from polyformer.cli.common import (
     INTERRUPTED,
     AsJson,

@@ -33,6 +33,7 @@ from polyformer.families.performer import PerformerLM
 from polyformer.families.qwen2 import Qwen2
 from polyformer.families.qwen3 import Qwen3
 from polyformer.families.qwen_moe import Qwen2Moe, Qwen3Moe
+from polyformer.families.reformer import Reformer
 from polyformer.families.retnet import RetNet
 from polyformer.families.roberta import Camembert, Roberta, XlmRoberta
 from polyformer.families.swin import Swin
@@ -69,6 +70,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Qwen3,
     Qwen2Moe,
     Qwen3Moe,
+    Reformer,
     Camembert,
     Roberta,
     XlmRoberta,

@@ -2,6 +2,7 @@
 
 from polyformer.parts.attention import Attention, CrossAttention, Heads, PerHead
 from polyformer.parts.audio import Frames, MaskedSpans
+from polyformer.parts.blocks import Beyond, BlockWindow, Edges, InTraining, Marked, RandomBlocks
 from polyformer.parts.chunked import Chunked
 from polyformer.parts.contract import CLAUSES, Clause, Differs, Refuses, Within, contract_of
 from polyformer.parts.convolution import ChannelNorm, Convolution, GatedConvolution
@@ -11,15 +12,22 @@ from polyformer.parts.experts import Experts, Gated, RouterLosses, Routing, rout
 from polyformer.parts.feedforward import FeedForward
 from polyformer.parts.flow import Flow, Trace
 from polyformer.parts.gating import SpatialGating
+from polyformer.parts.globals import Before, FirstToken, GlobalAttention, NoToken
+from polyformer.parts.hashing import Hashes, Hashing
 from polyformer.parts.heads import LMHead
 from polyformer.parts.idle import Idle
 from polyformer.parts.inputs import Delay, Given, InputPart
 from polyformer.parts.kernels.aft import AttentionFree
+from polyformer.parts.kernels.blocksparse import BlockSparse
 from polyformer.parts.kernels.capped import Capped
+from polyformer.parts.kernels.chunks import Chunks
 from polyformer.parts.kernels.features import LinearAttention, Performer
 from polyformer.parts.kernels.kernel import Context, Kernel
+from polyformer.parts.kernels.local import Local
 from polyformer.parts.kernels.lowrank import Linformer
+from polyformer.parts.kernels.sliding import Sliding
 from polyformer.parts.kernels.softmax import Softmax
+from polyformer.parts.kernels.tiled import Tiled
 from polyformer.parts.linear import Linear
 from polyformer.parts.model import Memory, Output, Tie, Transformer
 from polyformer.parts.norms import BatchNorm, LayerNorm, Norm, PowerNorm, RMSNorm
@@ -39,13 +47,14 @@ from polyformer.parts.pooling import (
     Scale,
     Squeeze,
 )
-from polyformer.parts.positions import Learned, Position, Sinusoidal, Table
+from polyformer.parts.positions import Axial, Learned, Position, Sinusoidal, Table
 from polyformer.parts.relative import Alibi, Buckets, RelativePosition, Shaw, TransformerXL, Turned
+from polyformer.parts.repeats import Repeats
 from polyformer.parts.residual import Branches, Chain, Residual
 from polyformer.parts.retention import Retention
 from polyformer.parts.reversible import Coupling, Reversible
 from polyformer.parts.rotary import Dynamic, Interpolated, Llama3, Rotary, Scaling, Yarn
-from polyformer.parts.rules import Causal, Everyone, Rule, SameDocument, Window
+from polyformer.parts.rules import Causal, Either, Everyone, Nobody, Rule, SameDocument, Window
 from polyformer.parts.stack import Pyramid, Repeat, Stack
 from polyformer.parts.vision import GridPositions, Patches, Token
 from polyformer.parts.windows import GridBias, PatchMerging, Windows
@@ -57,7 +66,12 @@ __all__ = [
     "Alibi",
     "Attention",
     "AttentionFree",
+    "Axial",
     "BatchNorm",
+    "Before",
+    "Beyond",
+    "BlockSparse",
+    "BlockWindow",
     "Branches",
     "Buckets",
     "Capped",
@@ -65,6 +79,7 @@ __all__ = [
     "Chain",
     "ChannelNorm",
     "Chunked",
+    "Chunks",
     "Clause",
     "Clip",
     "Concatenate",
@@ -77,10 +92,13 @@ __all__ = [
     "DropPath",
     "Dropout",
     "Dynamic",
+    "Edges",
+    "Either",
     "Embed",
     "Everyone",
     "Experts",
     "FeedForward",
+    "FirstToken",
     "Flow",
     "Frames",
     "Fused",
@@ -88,10 +106,14 @@ __all__ = [
     "Gated",
     "GatedConvolution",
     "Given",
+    "GlobalAttention",
     "GridBias",
     "GridPositions",
+    "Hashes",
+    "Hashing",
     "Heads",
     "Idle",
+    "InTraining",
     "InputPart",
     "Interpolated",
     "Kernel",
@@ -104,12 +126,16 @@ __all__ = [
     "LinearAttention",
     "Linformer",
     "Llama3",
+    "Local",
     "Lookup",
+    "Marked",
     "MaskedSpans",
     "Max",
     "Mean",
     "MeanOfHeads",
     "Memory",
+    "NoToken",
+    "Nobody",
     "Norm",
     "Normalise",
     "Nth",
@@ -125,9 +151,11 @@ __all__ = [
     "PowerNorm",
     "Pyramid",
     "RMSNorm",
+    "RandomBlocks",
     "Refuses",
     "RelativePosition",
     "Repeat",
+    "Repeats",
     "Residual",
     "Retention",
     "Reversible",
@@ -140,12 +168,14 @@ __all__ = [
     "Scaling",
     "Shaw",
     "Sinusoidal",
+    "Sliding",
     "Softmax",
     "SpatialGating",
     "Squeeze",
     "Stack",
     "Table",
     "Tie",
+    "Tiled",
     "Token",
     "TokenEmbedding",
     "Trace",

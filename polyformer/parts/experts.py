@@ -203,7 +203,7 @@ class ExpertsPart(Slotted):
             weights = weights / weights.sum(-1, keepdim=True)
         real = flow.rows_valid
         if self.capacity is not None:
-            weights = weights * self._within(experts.view(*x.shape[:2], -1), real).view_as(weights)
+            weights = weights * self._within(experts.view(*x.shape[:2], self.chosen), real).view_as(weights)
         if flow.trace is not None and "routing" in flow.trace.wants:
             rows_real = None if real is None else real.flatten()
             flow.trace.routing[flow.path + self.slot] = Routing(scores, experts, rows_real, self.losses)

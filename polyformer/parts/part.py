@@ -23,11 +23,14 @@ class Part(nn.Module):
     it stands in the spec. A part has one signature, `forward(x, flow) -> x`; what travels beside `x` is in `Flow`.
 
     Attributes:
-        drawn: names of buffers that are drawn at random, so that an average of several says nothing.
+        by_chance: names of buffers that are drawn at random, so that an average of several says nothing.
     """
 
-    drawn: frozenset[str] = frozenset()
+    by_chance: frozenset[str] = frozenset()
     __call__: Callable[..., Tensor]
+
+    reads: frozenset[str] = frozenset()
+    """Names of further inputs that it takes from `flow.inputs`."""
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()

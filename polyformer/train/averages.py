@@ -20,7 +20,7 @@ def weights_of(model: nn.Module) -> Weights:
 def averaged(model: nn.Module) -> Weights:
     """Return those of the model's tensors that averages are made of: all but what is drawn at random."""
     parts = [(f"{path}.", part) for path, part in model.named_modules() if isinstance(part, Part)]
-    drawn = {path + name for path, part in parts for name in part.drawn}
+    drawn = {path + name for path, part in parts for name in part.by_chance}
     return {name: tensor for name, tensor in weights_of(model).items() if name not in drawn}
 
 

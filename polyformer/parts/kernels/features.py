@@ -125,7 +125,7 @@ FUNCTIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "abs": torch.abs}
 class PerformerPart(FeaturePart):
     """Holds the random vectors [F, E] as a buffer."""
 
-    drawn = frozenset(("projection",))
+    by_chance = frozenset(("projection",))
     projection: Tensor
 
     def __init__(self, spec: Performer) -> None:

@@ -22,6 +22,7 @@ class Case:
             (images and text); "sound" (a waveform, for an encoder alone).
         sizes: shapes of non-text inputs, without the batch.
         vocabulary: ids are drawn from 3 to this.
+        length: of the longest text.
         extra: further inputs [B, S] and the number of their values, such as {"token_type_ids": 2}.
         ends: each text ends with this token, where the head needs one.
         padding: what stands behind the mask; ordinary tokens if None.
@@ -38,6 +39,7 @@ class Case:
     given: Kind = "text"
     sizes: tuple[int, ...] = ()
     vocabulary: int = 49
+    length: int = 7
     extra: dict[str, int] = field(default_factory=dict, hash=False)
     ends: int | None = None
     padding: int | None = None
@@ -56,7 +58,7 @@ class Case:
         return names.get(self.given, "input_values" if self.given == "sound" else "input_ids")
 
     def inputs(self, seed: int = 0) -> dict[str, Tensor]:
-        """Three sequences of odd lengths 7, 4 and 1 (or images), padded on the right with ordinary tokens."""
+        """Three sequences of lengths 7 (or `length`), 4 and 1, or images; padded on the right with ordinary tokens."""
         chance = torch.Generator().manual_seed(seed)
 
         def ids(length: int, count: int = self.vocabulary, low: int = 3) -> Tensor:
@@ -67,8 +69,8 @@ class Case:
 
         found: dict[str, Tensor] = {}
         if self.given in ("text", "pairs"):
-            found = {"input_ids": ids(7), "attention_mask": mask(7, (7, 4, 1))}
-            found |= {name: ids(7, count, 0) for name, count in self.extra.items()}
+            found = {"input_ids": ids(self.length), "attention_mask": mask(self.length, (self.length, 4, 1))}
+            found |= {name: ids(self.length, count, 0) for name, count in self.extra.items()}
         else:
             found = {self.main: torch.randn((3, *self.sizes), generator=chance)}
         if self.given in ("pairs", "features", "captions"):
