@@ -18,6 +18,7 @@ from polyformer.parts.hashing import Hashes, Hashing
 from polyformer.parts.heads import LMHead
 from polyformer.parts.idle import Idle
 from polyformer.parts.inputs import Delay, Given, InputPart
+from polyformer.parts.kernels.aft import AttentionFree
 from polyformer.parts.kernels.blocksparse import BlockSparse
 from polyformer.parts.kernels.capped import Capped
 from polyformer.parts.kernels.chunks import Chunks
@@ -65,6 +66,7 @@ __all__ = [
     "Add",
     "Alibi",
     "Attention",
+    "AttentionFree",
     "Axial",
     "BatchNorm",
     "Before",

@@ -99,6 +99,7 @@ SAMPLES: dict[type[Spec], Spec] = {
         parts.LinearAttention(),
         parts.Performer(WIDTH // 2, 5),
         parts.Linformer(9, 3),
+        parts.AttentionFree(),
         parts.BlockSparse(2),
         parts.Repeats(parts.BlockWindow(2) | parts.Edges(2), parts.RandomBlocks(2, 1, 2)),
         parts.GlobalAttention(
