@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from polyformer.data.batches import Batch, Batches
+from polyformer.data.reader import Reader, TrainingBatch
 from polyformer.errors import RunError
 from polyformer.judge.held_out import held_out_loss
 from polyformer.parts.model import TransformerPart
@@ -35,7 +35,7 @@ class Company:
 
     checkpoints: Path
     journal: Journal
-    validation: Batches
+    validation: Reader[Any]
 
 
 def run(training: Training, recipe: TrainRecipe, company: Company) -> Ending:
@@ -77,17 +77,17 @@ def run(training: Training, recipe: TrainRecipe, company: Company) -> Ending:
     return ending
 
 
-def batch_loss(model: TransformerPart, batch: Batch, smoothing: float) -> Loss:
-    """Teacher forcing: the loss of a batch of pairs, summed over its target tokens."""
+def batch_loss(model: TransformerPart, batch: TrainingBatch, smoothing: float) -> Loss:
+    """The loss of a batch, summed over its target tokens."""
     if model.head is None:
-        raise RunError("a model without a language-modelling head can't be trained on pairs")
-    device = next(model.parameters()).device
-    memory = model.encode(batch.input_ids.to(device), batch.attention_mask.to(device))
-    target, real = batch.decoder_input_ids.to(device), batch.decoder_attention_mask.to(device)
-    return sequence_loss(model.head, model.decode(target, real, memory), batch.labels.to(device), smoothing)
+        raise RunError("a model without a language-modelling head can't be trained on texts")
+    hidden = batch.hidden(model)
+    return sequence_loss(model.head, hidden, batch.labels.to(hidden.device), smoothing)
 
 
-def accumulate(model: TransformerPart, batches: list[Batch], recipe: TrainRecipe) -> tuple[float, float, int]:
+def accumulate(
+    model: TransformerPart, batches: Sequence[TrainingBatch], recipe: TrainRecipe
+) -> tuple[float, float, int]:
     """Add the gradients of one step; return its sums of objective and likelihood, and its tokens.
 
     Each batch's sum is divided by the tokens of the whole step, so that a step in several batches is the step in
