@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -66,6 +66,10 @@ class EncodedTexts:
 
     def __len__(self) -> int:
         return len(self.flat)
+
+    def first(self, tokens: int) -> EncodedTexts:
+        """Return what stands in the first so many tokens; `bytes` stays that of all."""
+        return replace(self, flat=self.flat[:tokens], starts=self.starts[self.starts < max(tokens, 1)])
 
 
 def encode_texts(tokenizer: TextTokenizer, documents: Sequence[Document]) -> EncodedTexts:

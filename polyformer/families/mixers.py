@@ -70,8 +70,7 @@ def mixer(choice: Choice, sizes: Sizes, see: parts.Rule) -> Spec | None:
         SpecError: no such name, a rule that the part can't follow, sizes that don't fit.
     """
     if isinstance(choice, str):
-        name = _squeezed(choice)
-        found = named(NICKNAMES.get(name, name), choice)
+        found = named(choice)
         if callable(found):
             return found(sizes, see)
         choice = found
@@ -89,21 +88,19 @@ def attention(choice: parts.Rule | parts.Kernel, sizes: Sizes, see: parts.Rule) 
     return plain.replace(see=see, kernel=choice.fitted(heads.width, sizes.length))
 
 
-def named(name: str, said: str | None = None) -> parts.Kernel | Callable[[Sizes, parts.Rule], Spec | None]:
+def named(said: str) -> parts.Kernel | Callable[[Sizes, parts.Rule], Spec | None]:
     """Return the kernel of a name with its defaults, or how what is no kernel is made.
 
-    Args:
-        said: how a person wrote it.
     Raises:
         SpecError: there is none; the nearest names are told. Or it is a kernel that has no defaults.
     """
+    name = _squeezed(said)
+    name = NICKNAMES.get(name, name)
     if name in NAMED:
         return NAMED[name]
     kernels = kernel_names()
     if name not in kernels:
-        raise SpecError(
-            f"there is no attention '{said or name}'{suggest(said or name, [*NAMED, *NICKNAMES, *kernels])}"
-        )
+        raise SpecError(f"there is no attention '{said}'{suggest(said, [*NAMED, *NICKNAMES, *kernels])}")
     try:
         return kernels[name]()
     except TypeError:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from polyformer.errors import RunError, SpecError
 from polyformer.generate.search import evaluating, positions_of
+from polyformer.parts.contract import Refuses, contract_of
 from polyformer.parts.flow import StaticCache
 from polyformer.parts.model import TransformerPart
 from polyformer.spec import Record
@@ -132,17 +133,18 @@ def stream(
     device = next(model.parameters()).device
     ids, mask = ids.to(device), mask.to(device)
     _refuse_unknown(model, ids)
-    cache = StaticCache(room=min(ids.shape[1] + FIRST_ROOM, ids.shape[1] + room))
+    cache = StaticCache(room=min(ids.shape[1] + FIRST_ROOM, ids.shape[1] + room)) if _caches(model) else None
     with evaluating(model):
         for step in range(room):
-            if cache.length + ids.shape[1] > cache.room:
+            if cache is not None and cache.length + ids.shape[1] > cache.room:
                 cache.enlarge(2 * cache.room)
             hidden = model.decode(ids, None if bool(mask.all()) else mask, None, cache)
             logits = model.head(hidden[:, -1:], None)[:, 0]
             chosen = [row.draw(one) for row, one in zip(rows, logits, strict=True)]
             yield chosen
             if step + 1 < room:
-                ids = torch.tensor(chosen, device=device)[:, None]
+                new = torch.tensor(chosen, device=device)[:, None]
+                ids = new if cache is not None else torch.cat((ids, new), 1)
                 mask = torch.cat((mask, torch.ones_like(mask[:, :1])), 1)
 
 
@@ -154,6 +156,12 @@ def _padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     ids = torch.tensor([[0] * (length - len(one)) + list(one) for one in prompts])
     mask = torch.tensor([[False] * (length - len(one)) + [True] * len(one) for one in prompts])
     return ids, mask
+
+
+def _caches(model: TransformerPart) -> bool:
+    """Tell whether the model can go on from a cache; what can't reads the whole text again for each token."""
+    clash = contract_of(model.spec).get("cached")
+    return clash is None or not isinstance(clash.term, Refuses)
 
 
 def _room(model: TransformerPart, length: int, limit: int) -> int:

@@ -61,7 +61,6 @@ class Work(ABC, Generic[J]):
     """What is done with one kind of recipe."""
 
     what: ClassVar[str]
-    example: ClassVar[tuple[str, ...]]
 
     def __init__(self, recipe: J) -> None:
         self.recipe = recipe
@@ -90,12 +89,16 @@ class Work(ABC, Generic[J]):
     def told(self, verdict: Any) -> list[str]:
         """Return the sections of a report that are about this verdict."""
 
+    @property
+    @abstractmethod
+    def commands(self) -> tuple[str, ...]:
+        """What can be asked of the model from the command line, with `{run}` for its folder."""
+
 
 class OfPairs(Work[Recipe]):
     """From sentence pairs to a translation model."""
 
     what = "target tokens"
-    example = ('translate {run} "Save the file"', 'explain {run} "Save the file" --out attention.png', "inspect {run}")
 
     def prepare(self, folder: Path) -> Recipe:
         splits = prepare(self.recipe.data)
@@ -128,12 +131,16 @@ class OfPairs(Work[Recipe]):
     def told(self, verdict: Any) -> list[str]:
         return pair_sections(self.recipe, verdict)
 
+    @property
+    def commands(self) -> tuple[str, ...]:
+        text = '"Save the file"'
+        return f"translate {{run}} {text}", f"explain {{run}} {text} --out attention.png", "inspect {run}"
+
 
 class OfTexts(Work[TextRecipe]):
     """From texts to a language model."""
 
     what = "tokens asked for"
-    example = ('generate {run} "To be, or" --temperature 0.8', "evaluate {run}", "inspect {run}")
 
     def prepare(self, folder: Path) -> TextRecipe:
         splits = prepare_texts(self.recipe.data)
@@ -179,15 +186,21 @@ class OfTexts(Work[TextRecipe]):
         }
         rows, objective, report = self.recipe.batch, self.recipe.objective, self.recipe.report
         asked = Samples(report.samples, report.prompt, report.sampling)
-        readers = (
-            TextRows(encode_texts(tokenizer, documents[name]), rows, objective) for name in ("train", "validation")
-        )
+        validation = encode_texts(tokenizer, documents["validation"]).first(report.watched)
         return Opened(
-            *readers, lambda model: evaluate_texts(model, tokenizer, documents["test"], rows, objective, asked)
+            TextRows(encode_texts(tokenizer, documents["train"]), rows, objective),
+            TextRows(validation, rows, objective),
+            lambda model: evaluate_texts(model, tokenizer, documents["test"], rows, objective, asked),
         )
 
     def told(self, verdict: Any) -> list[str]:
         return text_sections(self.recipe, verdict)
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        masks = self.recipe.objective.reads == "both ways"
+        asked = 'fill {run} "To be, or <mask> to be"' if masks else 'generate {run} "To be, or" --temperature 0.8'
+        return asked, "evaluate {run}", "inspect {run}"
 
 
 def _try(recipe: TextRecipe) -> None:

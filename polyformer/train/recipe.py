@@ -13,7 +13,7 @@ from polyformer.errors import RunError, SpecError
 from polyformer.families.language_model import LanguageModel
 from polyformer.families.transformer import Transformer2017
 from polyformer.generate import Sampling, Search
-from polyformer.spec import Record
+from polyformer.spec import Record, json_schema
 from polyformer.train.averages import Average
 from polyformer.train.optimisers import AdamW
 from polyformer.train.schedules import Budget, Cosine, Minutes, Schedule
@@ -63,19 +63,22 @@ class ReportRecipe(Record):
 
 
 class TextReportRecipe(Record):
-    """What is judged when training ends: the loss of the test texts, and some samples.
+    """What is judged: the loss of the test texts when training ends, and some samples.
 
     Of a model that reads forwards, they are continuations of the first `prompt` tokens of test texts; of one that
-    fills masks, the guesses at those of a few rows.
+    fills masks, the guesses at those of a few rows. While it trains, a model is watched by the first `watched` tokens
+    of the validation texts.
     """
 
     samples: int = 3
+    watched: int = 32768
     prompt: int = 32
     sampling: Sampling = Sampling(temperature=0.8, top_k=50, limit=100)
 
     def check(self) -> None:
         self.require(self.samples >= 0, "samples can't be negative")
         self.require(self.prompt >= 1, "prompt must be at least 1")
+        self.require(self.watched >= 2, "watched must be at least 2")
 
 
 class Job(Record, abstract=True):
@@ -168,6 +171,16 @@ def read_recipe(path: Path, settings: list[str] | None = None) -> Job:
 def recipe_of(data: dict[str, Any], where: str) -> Job:
     """Read a recipe of whichever kind from plain data; raises `SpecError` as `read_recipe` does."""
     return Job.from_data({"type": Recipe.__name__, **data}, where)
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON Schema of all kinds of recipes; one that doesn't say its type is a `Recipe`."""
+    made = json_schema(Job)
+    return {**{key: value for key, value in made.items() if key != "$ref"}, "anyOf": [_ref(Recipe), _ref(Job)]}
+
+
+def _ref(cls: type[Record]) -> dict[str, str]:
+    return {"$ref": f"#/$defs/{cls.__name__}"}
 
 
 def apply_setting(data: dict[str, Any], setting: str) -> None:

@@ -123,7 +123,7 @@ def _finish(recipe: Job, out: Path, training: Training, opened: Opened) -> None:
         scores = opened.judge(model)
     with _saving(out):
         (out / "scores.json").write_text(json.dumps(scores.to_data(), indent=1, ensure_ascii=False), encoding="utf-8")
-        write_report(out, recipe, rows, Told(work.what, work.told(scores), work.example), model)
+        write_report(out, recipe, rows, Told(work.what, work.told(scores), work.commands), model)
         write_manifest(out, PASSING)
 
 
@@ -137,6 +137,23 @@ def _saving(out: Path) -> Iterator[None]:
 
 def reopen(asked: J, out: Path) -> J:
     """Return the recipe of the run in `out`, with the budget now asked for, and make the folder ready to go on.
+
+    Raises:
+        RunError: as `agreed` does.
+    """
+    recipe = agreed(asked, out)
+    with _saving(out):
+        text = recipe.to_toml()
+        if text != (out / "recipe.toml").read_text(encoding="utf-8"):
+            beside = out / ".recipe.toml"
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(out / "recipe.toml")
+        write_manifest(out, (*PASSING, "metrics.jsonl"))  # a finished run's metrics are about to grow
+    return recipe
+
+
+def agreed(asked: J, out: Path) -> J:
+    """Return the recipe of the run in `out`, with the budget now asked for; nothing is changed.
 
     Raises:
         RunError: there is no run in `out`, or it was started with another recipe; names the first difference.
@@ -156,14 +173,7 @@ def reopen(asked: J, out: Path) -> J:
         raise RunError(
             f"{out} was started with another recipe ({_difference(own, settled)}); only the budget may change"
         )
-    recipe = own.replace(train=own.train.replace(budget=asked.train.budget))
-    with _saving(out):
-        if recipe != own:
-            beside = out / ".recipe.toml"
-            beside.write_text(recipe.to_toml(), encoding="utf-8")
-            beside.replace(out / "recipe.toml")
-        write_manifest(out, (*PASSING, "metrics.jsonl"))  # a finished run's metrics are about to grow
-    return recipe
+    return own.replace(train=own.train.replace(budget=asked.train.budget))
 
 
 def _difference(one: Record, other: Record, path: str = "") -> str:
