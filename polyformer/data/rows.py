@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from polyformer.data.checkpoint_tokenizer import TextTokenizer
 from polyformer.data.documents import Document
 from polyformer.data.masking import Asked, Guess, TextObjective
 from polyformer.data.reader import Ints, Reader
-from polyformer.data.text_tokenizer import Letters, encode_document, letters_of
+from polyformer.data.text_tokenizer import Letters, encode_documents, letters_of
 from polyformer.errors import DataError, SpecError
 from polyformer.parts.flow import Trace
 from polyformer.parts.model import TransformerPart
@@ -67,10 +67,14 @@ class EncodedTexts:
     def __len__(self) -> int:
         return len(self.flat)
 
+    def first(self, tokens: int) -> EncodedTexts:
+        """Return what stands in the first so many tokens; `bytes` stays that of all."""
+        return replace(self, flat=self.flat[:tokens], starts=self.starts[self.starts < max(tokens, 1)])
+
 
 def encode_texts(tokenizer: TextTokenizer, documents: Sequence[Document]) -> EncodedTexts:
     """Encode documents once and for all, each between bos and eos."""
-    encoded = [np.asarray(encode_document(tokenizer, one.text), np.int32) for one in documents]
+    encoded = [np.asarray(ids, np.int32) for ids in encode_documents(tokenizer, [one.text for one in documents])]
     starts = np.cumsum([0, *(len(ids) for ids in encoded[:-1])])
     flat = np.concatenate(encoded) if encoded else np.zeros(0, np.int32)
     size = sum(len(one.text.encode()) for one in documents)

@@ -34,19 +34,23 @@ def split(pairs: Sequence[Pair], shares: Shares) -> tuple[list[Pair], list[Pair]
         DataError: there are too few groups to hold some out.
     """
     groups = _groups(pairs, shares.seed)
-    parts = hold_out(groups, shares, f"{len(pairs):,} pairs in {len(groups):,} groups of related sentences")
+    few = (
+        f"{len(pairs):,} pairs in {len(groups):,} groups of related sentences are too few to hold some out for "
+        "validation and test; give more, or hold out none (validation = 0, test = 0)"
+    )
+    parts = hold_out(groups, shares, few)
     for part in parts:
         part.sort(key=lambda pair: (hashed(shares.seed, pair), pair))
     return parts
 
 
-def hold_out(groups: Iterable[tuple[float, list[T]]], shares: Shares, told: str) -> tuple[list[T], list[T], list[T]]:
+def hold_out(groups: Iterable[tuple[float, list[T]]], shares: Shares, few: str) -> tuple[list[T], list[T], list[T]]:
     """Share out groups by their hashes, smallest first: (train, validation, test).
 
     Args:
-        told: what there is, for the error.
+        few: what to say where there are too few groups to hold some out.
     Raises:
-        DataError: there are too few groups to hold some out.
+        DataError: there are.
     """
     groups = sorted(groups, key=lambda one: one[0])
     total = sum(len(group) for _, group in groups)
@@ -55,10 +59,7 @@ def hold_out(groups: Iterable[tuple[float, list[T]]], shares: Shares, told: str)
     tests = _count(small, 0.0, shares.test)
     validations = _count(small[tests:], shares.test, shares.test + shares.validation)
     if tests + validations >= len(groups):
-        raise DataError(
-            f"{told} are too few to hold some out for validation and test; give more, or hold out none "
-            "(validation = 0, test = 0)"
-        )
+        raise DataError(few)
     place = dict.fromkeys(small[:tests], 2) | dict.fromkeys(small[tests : tests + validations], 1)
     parts: tuple[list[T], list[T], list[T]] = ([], [], [])
     for number, group in groups:

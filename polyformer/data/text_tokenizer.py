@@ -14,7 +14,7 @@ from polyformer.data.vocabulary import SPACE, SPECIAL, TextTokenizerRecipe, lear
 from polyformer.errors import DataError
 
 MASK = "<mask>"
-PIECE = 100_000  # characters that are encoded at once
+PIECE, LONGEST = 10_000, 500_000  # characters that are encoded at once, and the longest line
 
 
 def learn_text_tokenizer(documents: Sequence[Document], recipe: TextTokenizerRecipe, masks: bool) -> TextTokenizer:
@@ -56,31 +56,35 @@ def letters_of(tokenizer: TextTokenizer) -> Letters:
     return Letters(plain, [_is_letter(token[:1]) for token in bare], [_is_letter(token[-1:]) for token in bare])
 
 
-def encode_document(tokenizer: TextTokenizer, text: str) -> list[int]:
-    """Return the ids of a document between bos and eos, as far as the tokenizer has such.
+def encode_documents(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Return the ids of documents, each between bos and eos, as far as the tokenizer has such.
 
-    It may be of any length: it is encoded in pieces, which begin where lines do.
+    They may be of any length: they are encoded in pieces, which begin where lines do.
+
+    Raises:
+        DataError: a line that is far too long.
     """
-    ids = [one for piece in _pieces(text) for one in tokenizer.encode(piece)]
+    pieces = [list(_pieces(text)) for text in texts]
+    encoded = iter(tokenizer.encode_batch([piece for own in pieces for piece in own]))
     before = [tokenizer.bos_id] if tokenizer.bos_id is not None else []
     after = [tokenizer.eos_id] if tokenizer.eos_id is not None else []
-    return [*before, *ids, *after]
+    return [[*before, *(one for _ in own for one in next(encoded)), *after] for own in pieces]
 
 
 def _pieces(text: str) -> Iterable[str]:
     """Cut a text at line ends, behind the last of several: vocabularies know no token that goes on from there."""
     start = 0
     while len(text) - start > PIECE:
-        end = text.rfind("\n", start, start + PIECE) + 1
-        while 0 < end < len(text) and text[end] == "\n":
+        end = text.find("\n", start + PIECE) + 1 or len(text)
+        while end < len(text) and text[end] == "\n":
             end += 1
-        if end <= start:
-            raise DataError(
-                f"a line of more than {PIECE:,} characters is too long to be one line of text: {text[start:][:40]}…"
-            )
+        if end - start > LONGEST:
+            told = f"a line of {end - start:,} characters is longer than the {LONGEST:,} that are taken at once"
+            raise DataError(f"{told}: {text[start:][:40]}…")
         yield text[start:end]
         start = end
-    yield text[start:]
+    if start < len(text):
+        yield text[start:]
 
 
 def _is_letter(character: str) -> bool:

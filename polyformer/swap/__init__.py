@@ -5,6 +5,7 @@ from polyformer.swap.changes import (
     GroupHeads,
     KeepBlocks,
     LimitWindow,
+    Retain,
     SwapKernel,
     TieHead,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "Moves",
     "PlaceNorms",
     "Report",
+    "Retain",
     "Swap",
     "SwapKernel",
     "SwapNorms",

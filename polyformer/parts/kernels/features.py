@@ -59,9 +59,11 @@ class Performer(Kernel):
     Where the authors subtract the highest exponent of all keys and add a small number, here each key's highest exponent
     is its level in the weighted sums: nothing overflows, nothing is added, and what a query sees depends neither on
     later keys nor on other rows of the batch.
+
+    `width` may be left open where a model will tell it (`fitted`); building needs it.
     """
 
-    width: int
+    width: int | None = None
     features: int = 256
     function: Literal["exp", "relu", "sigmoid", "abs"] = "exp"
     scale: float | None = None
@@ -70,14 +72,20 @@ class Performer(Kernel):
 
     def check(self) -> None:
         self.require(self.redraw_every >= 0, "redraw_every can't be negative; 0 means never")
-        sizes = (self.width, self.features, self.chunk)
+        sizes = (1 if self.width is None else self.width, self.features, self.chunk)
         self.require(min(sizes) > 0, "width, features and chunk must be at least 1")
         self.require(self.scale is None or self.scale > 0, f"scale must be positive, not {self.scale}")
 
     def unable(self, see: Rule) -> str:
         return beyond(see, Everyone, Causal, SameDocument)
 
+    def fitted(self, width: int, length: int | None = None) -> Performer:
+        told = f"random features for vectors {self.width} wide can't be those of heads {width} wide"
+        self.require(self.width in (None, width), told)
+        return self.replace(width=width)
+
     def module(self) -> Part:
+        self.require(self.width is not None, "needs the width of a head to be built")
         return PerformerPart(self)
 
 
@@ -131,6 +139,7 @@ class PerformerPart(FeaturePart):
     def __init__(self, spec: Performer) -> None:
         super().__init__(spec)
         self.function, self.scale, self.redraw_every = spec.function, spec.scale, spec.redraw_every
+        assert spec.width is not None
         self.register_buffer("projection", torch.empty(spec.features, spec.width))
         self.redraw()
 

@@ -25,6 +25,14 @@ class Kernel(Spec, abstract=True):
         """Return why this kernel can't follow a rule, or nothing where it can; attention with both can't be made."""
         return ""
 
+    def fitted(self, width: int, length: int | None = None) -> Kernel:
+        """Return this kernel for heads of a width and sequences of a length, which fill in sizes that it left open.
+
+        Raises:
+            SpecError: a size that it has and that doesn't fit, or one that is open still.
+        """
+        return self
+
 
 @dataclass
 class Context:
