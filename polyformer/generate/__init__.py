@@ -23,6 +23,7 @@ from polyformer.generate.runner import Rows, Runner
 from polyformer.generate.sampling import Sampling, Scored
 from polyformer.generate.search import search
 from polyformer.generate.settings import (
+    Diverse,
     Early,
     Gnmt,
     Hopeful,
@@ -36,6 +37,7 @@ from polyformer.generate.settings import (
     Stopping,
 )
 from polyformer.generate.slots import TorchRunner
+from polyformer.generate.speculative import Draft, Guesser, Guesses, PromptLookup, Speculation, early_exit
 from polyformer.generate.texts import Decoder, TextStream
 from polyformer.generate.translate import Translation, translate
 
@@ -48,10 +50,14 @@ __all__ = [
     "Counts",
     "Decoder",
     "Delta",
+    "Diverse",
+    "Draft",
     "Early",
     "Engine",
     "FrequencyPenalty",
     "Gnmt",
+    "Guesser",
+    "Guesses",
     "Handle",
     "Hopeful",
     "Hypothesis",
@@ -64,6 +70,7 @@ __all__ = [
     "Power",
     "PresencePenalty",
     "Processor",
+    "PromptLookup",
     "RepetitionPenalty",
     "Request",
     "Rows",
@@ -73,6 +80,7 @@ __all__ = [
     "Scored",
     "Search",
     "SpecialTokens",
+    "Speculation",
     "Stopping",
     "Suppress",
     "SuppressFirst",
@@ -81,6 +89,7 @@ __all__ = [
     "Translation",
     "Typical",
     "continue_texts",
+    "early_exit",
     "sampling_of",
     "search",
     "translate",

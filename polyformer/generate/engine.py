@@ -23,8 +23,11 @@ from polyformer.generate.queueing import FairQueue
 from polyformer.generate.requests import Handle, Job, Request
 from polyformer.generate.runner import Rows, Runner
 from polyformer.generate.sampling import scored
+from polyformer.generate.speculative import Guess, Guesser, Guesses, Speculation, Trial, judge
 from polyformer.generate.table import Slots
 from polyformer.spec import Record
+
+NOTHING = Guess([])
 
 
 class Capacity(Record):
@@ -77,6 +80,12 @@ class Part:
     held: int
     ids: list[int]
     whole: bool
+    guess: Guess = NOTHING
+
+    @property
+    def rows(self) -> list[int]:
+        """The tokens of all its rows, guesses too."""
+        return self.ids + self.guess.ids
 
 
 class Engine:
@@ -84,10 +93,21 @@ class Engine:
 
     Everything may be called from any thread. `step` does the work; who iterates over a handle calls it, so that an
     engine needs no thread of its own.
+
+    With a `guesser`, texts are written by speculative decoding: greedy ones as without it, drawn ones by the same
+    distribution, though by other draws. `guesses` tells how that goes; where it doesn't pay, it is left off by itself.
     """
 
-    def __init__(self, runner: Runner, capacity: Capacity | None = None) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        capacity: Capacity | None = None,
+        guesser: Guesser | None = None,
+        speculation: Speculation | None = None,
+    ) -> None:
         self.runner, self.capacity, self.counts = runner, capacity or Capacity(), Counts()
+        self.guesser, self.speculation, self.guesses = guesser, speculation or Speculation(), Guesses()
+        self._trials: dict[int, Trial] = {}
         self._lock = threading.RLock()
         self._inbox: deque[Job] = deque()
         self._queue: FairQueue[Job] = FairQueue()
@@ -216,6 +236,7 @@ class Engine:
         while len(self._active) > 1 and not self._fits():
             job = self._active.pop()
             self._slots.give_back(job)
+            self._forget_guesses(job)
             self._queue.push(job.request.user, job, first=True)
             self.counts.preempted += 1
         self._shrink()
@@ -239,8 +260,36 @@ class Engine:
                 break
             room -= count if job.length - start > 1 else 0
             assert job.slot is not None
-            found.append(Part(job, job.slot, start, job.pending(start, count), start + count == job.length))
+            part = Part(job, job.slot, start, job.pending(start, count), start + count == job.length)
+            part.guess = self._guess(part)
+            found.append(part)
         return found
+
+    def _guess(self, part: Part) -> Guess:
+        """Return guesses of how a text goes on, where that may pay and there is room for them."""
+        job, count = part.job, self.speculation.count
+        if self.guesser is None or not part.whole or len(part.ids) > 1 or self.runner.earliest(part.slot) > 1:
+            return NOTHING
+        trial = self._trials.setdefault(job.number, Trial(self.speculation))
+        left = job.limit - len(job.text.ids) - 1
+        count = (
+            min(count, left) if self.runner.positions is None else min(count, left, self.runner.positions - job.length)
+        )
+        if trial.stopped or count < 1 or not self._has_room_for(count):
+            return NOTHING
+        try:
+            return self.guesser.guess(job.number, job.text, count, job.chooser)
+        except Exception:  # the text is written without guesses, and says itself what is wrong with it
+            trial.stopped = True
+            return NOTHING
+
+    def _has_room_for(self, more: int) -> bool:
+        """Tell whether there is memory for so many guesses for each text."""
+        memory = self.capacity.memory
+        if memory is None:
+            return True
+        takes = (self.runner.bytes_for(job.length + more, job.source_length) for job in self._active)
+        return self._slots.kept_bytes + sum(takes) <= memory
 
     def _run(self, parts: list[Part]) -> None:
         """Run the model on rows of several texts. Where that fails, each is run alone, and fails alone."""
@@ -255,46 +304,71 @@ class Engine:
                 self._run([part])
             return
         for part in parts:
-            self.counts.rows += len(part.ids)
-            self._queue.charge(part.job.request.user, len(part.ids))
+            self.counts.rows += len(part.rows)
+            self._queue.charge(part.job.request.user, len(part.rows))
             self._slots.held(part.job, part.ids)
-        self._write([part.job for part in parts if part.whole], scores)
+        self._write([part for part in parts if part.whole], scores)
 
     def _scores(self, parts: list[Part]) -> Tensor:
         rows = Rows([], [], [])
-        wanted = []
+        wanted: list[int] = []
         for part in parts:
-            rows.slots.extend([part.slot] * len(part.ids))
-            rows.positions.extend(range(part.held, part.held + len(part.ids)))
-            rows.ids.extend(part.ids)
+            ids = part.rows
+            rows.slots.extend([part.slot] * len(ids))
+            rows.positions.extend(range(part.held, part.held + len(ids)))
+            rows.ids.extend(ids)
             if part.whole:
-                wanted.append(len(rows.ids) - 1)
+                wanted.extend(range(len(rows.ids) - len(part.guess.ids) - 1, len(rows.ids)))
         self.counts.steps += 1
         return self.runner.step(rows, wanted)
 
-    def _write(self, jobs: list[Job], scores: Tensor) -> None:
-        """Choose the next token of each text by its scores [W, V]."""
-        if not jobs:
+    def _write(self, parts: list[Part], scores: Tensor) -> None:
+        """Choose the next tokens of each text by its scores, which are rows of [W, V]."""
+        if not parts:
             return
         normalisers = torch.logsumexp(scores, -1)
         real = normalisers.isfinite().tolist()
-        for i, job in enumerate(jobs):
+        start = 0
+        for part in parts:
+            here = slice(start, start + len(part.guess.ids) + 1)
+            start = here.stop
             try:
-                if not real[i]:
+                if not all(real[here]):
                     raise RunError("the model gives scores that are no numbers; its weights may be damaged")
-                token = job.chooser.choose(scores[i], job.text)
-                (one,) = scored(scores[i : i + 1], normalisers[i : i + 1], [token], job.request.settings.shown)
+                self._choose(part, scores[here], normalisers[here])
+            except Exception as error:
+                part.job.fail(error)
+            if part.job.reason is not None:
+                self._leave(part.job)
+
+    def _choose(self, part: Part, scores: Tensor, normalisers: Tensor) -> None:
+        """Write what is chosen by scores behind a text and its guesses; guesses that aren't taken are forgotten."""
+        job, guess = part.job, part.guess
+        if guess.ids:
+            chosen = judge(scores, guess, job.text, job.chooser)
+            taken = len(chosen) - 1 + (chosen[-1] in job.text.ends and chosen == guess.ids[: len(chosen)])
+            self._slots.held(job, chosen[:-1])
+            self.runner.truncate(part.slot, part.held + len(part.ids) + len(chosen) - 1)
+            self.guesses.note(len(guess.ids), taken)
+            self._trials[job.number].note(len(guess.ids), taken)
+        else:
+            chosen = [job.chooser.choose(scores[0], job.text)]
+        shown = job.request.settings.shown
+        for one in scored(scores[: len(chosen)], normalisers[: len(chosen)], chosen, shown):
+            if job.reason is None:
                 job.write(one)
                 self.counts.written += 1
-            except Exception as error:
-                job.fail(error)
-            if job.reason is not None:
-                self._leave(job)
+
+    def _forget_guesses(self, job: Job) -> None:
+        self._trials.pop(job.number, None)
+        if self.guesser is not None:
+            self.guesser.forget(job.number)
 
     def _leave(self, job: Job) -> None:
         """Take a finished text out; its cache is kept for others like it, or given back."""
         if job in self._active:
             self._active.remove(job)
+        self._forget_guesses(job)
         if job.slot is not None:
             if job.error is None:
                 self._slots.keep(job)

@@ -109,9 +109,14 @@ class Slots:
             self._drop(job.slot)
             job.slot = None
 
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that finished texts take."""
+        return sum(self._takes(held) for held in self._kept)
+
     def shrink(self, memory: int) -> None:
         """Give up what is kept until it takes no more than `memory` bytes."""
-        while self._kept and sum(self._takes(held) for held in self._kept) > memory:
+        while self._kept and self.kept_bytes > memory:
             self._drop(self._kept[0].slot)
 
     def forget(self) -> None:

@@ -110,25 +110,22 @@ class Loaded:
             SpecError: they ask for something that our search does not do.
         """
         from polyformer.generate import Early, Hopeful, Limit, Power, Safe, Search
+        from polyformer.loaded.recommended import recommended_groups, recommended_processors
 
         said = self.generation
         if said == Generation():
             return Search()
-        # renormalize_logits would share out the forbidden tokens' probability, and choose the same next token
-        unknown = [f"{key} = {value}" for key, value in said.others if key != "renormalize_logits"]
-        unknown += [f"bad_words_ids with {list(ids)}" for ids in said.bad_words_ids or () if len(ids) > 1]
-        if unknown:
-            raise SpecError(
-                f"the checkpoint recommends a search with {unknown[0]}, unknown here; give settings of your own"
-            )
+        processors = recommended_processors(said)
         limit = Search().limit if said.max_length is None else Limit(said.max_length - 1)  # the start token counts
         return Search(
             beams=said.num_beams,
             penalty=Power(said.length_penalty),
             limit=limit.replace(unfinished="cut" if said.forced_eos_token_id is None else "end"),
             stop={"never": Safe(), True: Early(), False: Hopeful()}[said.early_stopping],
-            forbidden=tuple(ids[0] for ids in said.bad_words_ids or ()),
+            forbidden=tuple(ids[0] for ids in said.bad_words_ids or () if len(ids) == 1),
             first=said.forced_bos_token_id,
+            processors=processors,
+            diverse=recommended_groups(said),
         )
 
     @functools.cached_property
