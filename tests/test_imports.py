@@ -18,6 +18,7 @@ FLOORS = [
     {"parts"},
     {"families", "weights"},
     {"data"},
+    {"native"},
     {"generate", "explain", "swap"},
     {"answer"},
     {"train", "judge"},

@@ -10,6 +10,7 @@ whose rows are no longer needed.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -201,13 +202,13 @@ class _Pool:
     free: dict[int, list[int]] = field(default_factory=dict)
 
     def take(self, width: int) -> int:
-        if self.free.get(width):
-            return self.free[width].pop()
+        if self.free.get(width):  # the first, so that layers which are alike use the same
+            return heapq.heappop(self.free[width])
         self.widths.append(width)
         return len(self.widths) - 1
 
     def give(self, number: int) -> None:
-        self.free.setdefault(self.widths[number], []).append(number)
+        heapq.heappush(self.free.setdefault(self.widths[number], []), number)
 
 
 def _with_few_registers(

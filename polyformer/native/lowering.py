@@ -5,6 +5,8 @@ Dropout and its kin do nothing when a model writes, and become nothing.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from polyformer import parts
@@ -249,7 +251,7 @@ def _scores(spec: parts.Attention | parts.CrossAttention, path: str) -> tuple[fl
     return scale, kernel.cap if isinstance(kernel, parts.Capped) else 0.0
 
 
-def _sight(spec: parts.Attention, builder: Builder, path: str) -> tuple[str, int]:
+def _sight(spec: parts.Attention, builder: Builder, path: str) -> tuple[Literal["causal", "all"], int]:
     """Return the rule, and how many keys are seen at most, 0 for all. Each slot is a document of its own."""
     causal, window = False, 0
     for rule in rules_of(spec.see):

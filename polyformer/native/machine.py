@@ -91,7 +91,14 @@ class NativeModel:
             if order is not None and len(order) != wanted[0]:
                 raise RunError(f"{one.path} has {len(order)} rows, but the program wants {list(wanted)}")
             data, place = np.ascontiguousarray(given.data), None if order is None else order.ctypes.data
-            shape = (KINDS.index(chosen), SOURCES[given.source], data.ctypes.data, data.nbytes, given.rows, given.columns)
+            shape = (
+                KINDS.index(chosen),
+                SOURCES[given.source],
+                data.ctypes.data,
+                data.nbytes,
+                given.rows,
+                given.columns,
+            )
             call("pf_model_give", self.handle, number, *shape, place)
 
     def __del__(self) -> None:

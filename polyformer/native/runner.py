@@ -139,5 +139,3 @@ def _of_file(path: Path, weights: Precision, machine: Machine) -> NativeModel:
 def _tokens_read(program: Program) -> int | None:
     tables = {one.path: one.shape[0] for one in program.weights}
     return next((tables[one.table] for one in program.read if isinstance(one, TakeTokens)), None)
-
-
