@@ -12,7 +12,7 @@ from torch import Tensor
 from polyformer.errors import RunError, WeightsError
 from polyformer.families import Family
 from polyformer.families.gguf import gguf_names
-from polyformer.native.machine import OWN_KINDS, SOURCES, Given, Kind
+from polyformer.native.machine import OWN_KINDS, Given, Kind
 from polyformer.native.program import Program, TakeTokens
 from polyformer.parts.positions import Sinusoidal, SinusoidalPart
 from polyformer.weights.files import TensorMap

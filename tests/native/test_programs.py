@@ -9,7 +9,7 @@ import torch
 
 from polyformer import parts
 from polyformer.errors import RunError, SpecError
-from polyformer.native.builder import NotLowered
+from polyformer.native.builder import LoweringError
 from polyformer.native.interpreter import Interpreter
 from polyformer.native.lowering import lower
 from polyformer.native.program import Multiply, Program, read_by, written_by
@@ -38,7 +38,7 @@ def test_what_is_lowered_and_what_is_not(case: Case) -> None:
     if wanted is None:
         assert lower(load(case).spec).write
     else:
-        with pytest.raises(NotLowered, match=wanted):
+        with pytest.raises(LoweringError, match=wanted):
             lower(load(case).spec)
 
 
@@ -53,7 +53,7 @@ def test_what_is_lowered_and_what_is_not(case: Case) -> None:
 )
 def test_what_has_no_program_says_why(name: str, told: str) -> None:
     case = next(case for case in CASES if case.name == name)
-    with pytest.raises(NotLowered, match=told):
+    with pytest.raises(LoweringError, match=told):
         lower(load(case).spec)
 
 
@@ -79,7 +79,7 @@ def toy(**changes: object) -> parts.Transformer:
     ],
 )
 def test_parts_without_a_lowering_are_named(changes: dict[str, object], told: str) -> None:
-    with pytest.raises(NotLowered, match=told):
+    with pytest.raises(LoweringError, match=told):
         lower(toy(**changes))
 
 
