@@ -1,7 +1,7 @@
 """How a program is put together from a spec: the registry of lowerings, and the program as it grows.
 
 A lowering is given a part's spec, its path and the register of its rows; it emits instructions and returns the
-register of the result. What has none can't be lowered, and neither can a part that says so: both raise `NotLowered`,
+register of the result. What has none can't be lowered, and neither can a part that says so: both raise `LoweringError`,
 which names the part and the reason, and the model runs in PyTorch.
 
 While it is built, every instruction writes registers of its own. Only in the end are those put in each other's place
@@ -10,6 +10,7 @@ whose rows are no longer needed.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -38,7 +39,7 @@ LOWERINGS: dict[type[Spec], Lowering] = {}
 """What lowers each type of part."""
 
 
-class NotLowered(SpecError):
+class LoweringError(SpecError):
     """A model that no program can be made of: which part of it, and why."""
 
     def __init__(self, path: str, part: Spec, why: str) -> None:
@@ -83,11 +84,11 @@ class Builder:
         """Lower the whole model."""
         model = self.model
         if model.target is None or model.decoder is None:
-            raise NotLowered("", model, "only models that write are lowered; this one has no decoder")
+            raise LoweringError("", model, "only models that write are lowered; this one has no decoder")
         if model.head is None:
-            raise NotLowered("", model, "it has no head, so that there are no scores to write by")
+            raise LoweringError("", model, "it has no head, so that there are no scores to write by")
         if not isinstance(model.head, LMHead):
-            raise NotLowered("head", model.head, "only a head that scores next tokens is lowered")
+            raise LoweringError("head", model.head, "only a head that scores next tokens is lowered")
         if model.encoder is not None:
             self._lower_encoder()
         rows = self.lower(model.target, "target", -1)
@@ -111,7 +112,7 @@ class Builder:
         assert model.source is not None
         assert model.encoder is not None
         if model.bridge is not None:
-            raise NotLowered("bridge", model.bridge, "there is no lowering for it")
+            raise LoweringError("bridge", model.bridge, "there is no lowering for it")
         rows = self.lower(model.source, "source", -1)
         self.memory = self.lower(model.encoder, "encoder", rows)
         self._read, self._steps = self._steps, []
@@ -120,7 +121,7 @@ class Builder:
         """Lower a part whose rows are in register x; return the register of what it makes of them."""
         lowering = LOWERINGS.get(type(spec))
         if lowering is None:
-            raise NotLowered(path, spec, "there is no lowering for it")
+            raise LoweringError(path, spec, "there is no lowering for it")
         return lowering(spec, self, path, x)
 
     def fresh(self, width: int) -> int:
@@ -201,13 +202,13 @@ class _Pool:
     free: dict[int, list[int]] = field(default_factory=dict)
 
     def take(self, width: int) -> int:
-        if self.free.get(width):
-            return self.free[width].pop()
+        if self.free.get(width):  # the first, so that layers which are alike use the same
+            return heapq.heappop(self.free[width])
         self.widths.append(width)
         return len(self.widths) - 1
 
     def give(self, number: int) -> None:
-        self.free.setdefault(self.widths[number], []).append(number)
+        heapq.heappush(self.free.setdefault(self.widths[number], []), number)
 
 
 def _with_few_registers(

@@ -64,7 +64,7 @@ def from_gguf(program: Program, file: GgufFile, family: Family, config: Mapping[
     def numbered(number: int, name: str) -> Tensor:
         return (torch.arange(file.types[name][1][0]) + (number << 32))[:, None]
 
-    rows = {name: (lambda n=n, name=name: numbered(n, name)) for n, name in enumerate(names)}  # type: ignore[misc]
+    rows = {name: (lambda n=n, name=name: numbered(n, name)) for n, name in enumerate(names)}
     shown = _through(tables, TensorMap({name: rows.get(name, lambda: torch.zeros(1)) for name in file.types}, repr))
     converted = from_tensors(program, _through(tables, file.tensors), room)
 
@@ -89,7 +89,7 @@ def _through(tables: tuple[Any, Any], tensors: TensorMap) -> Mapping[str, Tensor
 def _order_of(shown: Mapping[str, Tensor], path: str) -> Tensor | None:
     """Return the numbers of the stored rows that make a tensor, if it is made of whole rows of one stored tensor."""
     try:
-        found = shown[path] if path in shown else None
+        found = shown.get(path)
     except (WeightsError, RuntimeError):
         return None
     if found is None or found.dtype != torch.long or found.ndim != 2 or found.shape[1] != 1:

@@ -81,14 +81,15 @@ class Interpreter:
         self._lengths[target] = min(length, self._lengths[source])
 
     def _check(self, ids: Sequence[int], slots: Sequence[int], places: Sequence[int], wanted: Sequence[int]) -> None:
-        ends = list(self._lengths)
+        ends: dict[int, int] = {}
         for token, slot, place in zip(ids, slots, places, strict=True):
             if not 0 <= slot < self.slots:
                 raise RunError(f"there is no slot {slot}; there are {self.slots}")
             if not 0 <= token < self.program.vocabulary:
                 raise RunError(f"there is no token {token} in a vocabulary of {self.program.vocabulary}")
-            if not 0 <= place <= ends[slot]:
-                raise RunError(f"slot {slot} holds {ends[slot]} tokens; the next can't stand at place {place}")
+            held = ends.get(slot, self._lengths[slot])
+            if not (place == held or (slot not in ends and 0 <= place < held)):
+                raise RunError(f"slot {slot} holds {held} tokens; the next can't stand at place {place}")
             if self.program.length and place >= self.program.length:
                 raise RunError(f"place {place} is beyond the model's {self.program.length} places")
             ends[slot] = place + 1
@@ -125,7 +126,7 @@ def _add_places(run: Interpreter, one: ir.AddPlaces, step: _Step) -> None:
 
 
 def _norm(run: Interpreter, one: ir.NormRows, step: _Step) -> None:
-    x = step.registers[one.x].unflatten(-1, (-1, one.width))
+    x = torch.unflatten(step.registers[one.x], -1, (-1, one.width))
     gain = run.weights[one.gain] + one.offset if one.gain else None
     if one.kind == "rms":
         found = F.rms_norm(x, (one.width,), gain, one.eps)
@@ -142,7 +143,7 @@ def _multiply(run: Interpreter, one: ir.Multiply, step: _Step) -> None:
 
 def _rotate(run: Interpreter, one: ir.Rotate, step: _Step) -> None:
     waves = run.program.waves[one.waves]
-    x = step.registers[one.x].unflatten(-1, (one.heads, -1))
+    x = torch.unflatten(step.registers[one.x], -1, (one.heads, -1))
     angles = (step.places[:, None].float() * torch.tensor(waves.rates))[:, None]
     cos, sin = angles.cos() * waves.strength, angles.sin() * waves.strength
     width = 2 * len(waves.rates)
@@ -155,7 +156,7 @@ def _rotate(run: Interpreter, one: ir.Rotate, step: _Step) -> None:
 
 def _remember(run: Interpreter, one: ir.Remember, step: _Step) -> None:
     shape = run.program.caches[one.cache]
-    new = [step.registers[number].unflatten(-1, (shape.groups, shape.width)) for number in (one.k, one.v)]
+    new = [torch.unflatten(step.registers[number], -1, (shape.groups, shape.width)) for number in (one.k, one.v)]
     for i, (slot, place) in enumerate(zip(step.slots, step.places.tolist(), strict=True)):
         held = run._held[slot].get(one.cache)
         rows = [x[i : i + 1] for x in new]
@@ -165,7 +166,7 @@ def _remember(run: Interpreter, one: ir.Remember, step: _Step) -> None:
 
 def _look(run: Interpreter, one: ir.Look, step: _Step) -> None:
     """Row by row; a row sees nothing behind its own place, however far the step has filled the cache."""
-    q_NHE = step.registers[one.q].unflatten(-1, (one.heads, -1))
+    q_NHE = torch.unflatten(step.registers[one.q], -1, (one.heads, -1))
     found = []
     for i, (slot, place) in enumerate(zip(step.slots, step.places.tolist(), strict=True)):
         keys_KGE, values_KGE = run._held[slot][one.cache]

@@ -12,25 +12,25 @@ from polyformer.errors import RunError
 
 log = logging.getLogger("polyformer.native")
 
-P, N, I, D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_double
+P, N, C, D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_double
 TEXT = ctypes.c_char_p
 
 FACE: dict[str, tuple[Any, list[Any]]] = {
-    "pf_model_new": (I, [P, N, P, TEXT]),
-    "pf_model_give": (I, [P, N, I, I, P, N, N, N, P, TEXT]),
+    "pf_model_new": (C, [P, N, P, TEXT]),
+    "pf_model_give": (C, [P, N, C, C, P, N, N, N, P, TEXT]),
     "pf_model_free": (None, [P]),
-    "pf_state_new": (I, [P, N, N, I, I, I, P, TEXT]),
+    "pf_state_new": (C, [P, N, N, C, C, C, P, TEXT]),
     "pf_state_free": (None, [P]),
     "pf_state_kernels": (TEXT, [P]),
     "pf_state_bytes": (N, [P]),
     "pf_state_bytes_for": (N, [P, N, N]),
-    "pf_step": (I, [P, N, P, P, P, N, P, P, TEXT]),
-    "pf_read": (I, [P, N, N, P, TEXT]),
-    "pf_truncate": (I, [P, N, N, TEXT]),
-    "pf_clear": (I, [P, N, TEXT]),
-    "pf_copy": (I, [P, N, N, N, TEXT]),
-    "pf_length": (I, [P, N, P, TEXT]),
-    "pf_sum": (D, [P, N, I]),
+    "pf_step": (C, [P, N, P, P, P, N, P, P, TEXT]),
+    "pf_read": (C, [P, N, N, P, TEXT]),
+    "pf_truncate": (C, [P, N, N, TEXT]),
+    "pf_clear": (C, [P, N, TEXT]),
+    "pf_copy": (C, [P, N, N, N, TEXT]),
+    "pf_length": (C, [P, N, P, TEXT]),
+    "pf_sum": (D, [P, N, C]),
 }
 """What each function returns and takes."""
 

@@ -5,10 +5,12 @@ Dropout and its kin do nothing when a model writes, and become nothing.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from polyformer import parts
-from polyformer.native.builder import Builder, NotLowered, lowers
+from polyformer.native.builder import Builder, LoweringError, lowers
 from polyformer.native.program import (
     NONE,
     Activated,
@@ -39,10 +41,10 @@ def lower(spec: Spec) -> Program:
     """Return the program of a model that writes: a decoder with a head over words, behind an encoder or alone.
 
     Raises:
-        NotLowered: naming the part that has no lowering, or can't be lowered as it is, and the reason.
+        LoweringError: naming the part that has no lowering, or can't be lowered as it is, and the reason.
     """
     if not isinstance(spec, parts.Transformer):
-        raise NotLowered("", spec, "is no model by itself")
+        raise LoweringError("", spec, "is no model by itself")
     return Builder(spec).program()
 
 
@@ -54,17 +56,17 @@ def lower(spec: Spec) -> Program:
 def _embed(spec: parts.Embed, builder: Builder, path: str, x: int) -> int:
     tokens = spec.tokens
     if not isinstance(tokens, parts.TokenEmbedding):
-        raise NotLowered(f"{path}.tokens", tokens, "there is no lowering for it")
+        raise LoweringError(f"{path}.tokens", tokens, "there is no lowering for it")
     if spec.others:
-        raise NotLowered(path, spec, f"it reads {spec.others[0].input} beside tokens")
+        raise LoweringError(path, spec, f"it reads {spec.others[0].input} beside tokens")
     table = builder.weight(f"{path}.tokens.weight", tokens.vocabulary, tokens.width)
     scale = float(torch.tensor(spec.scale, dtype=torch.float32)) if spec.rounding == "model" else spec.scale
     rows = builder.emit(TakeTokens(builder.fresh(tokens.width), table, scale))
     if spec.positions is not None:
         if not isinstance(spec.combine, parts.Add):
-            raise NotLowered(f"{path}.combine", spec.combine, "only positions that are added are lowered")
+            raise LoweringError(f"{path}.combine", spec.combine, "only positions that are added are lowered")
         if spec.positions.width != tokens.width:
-            raise NotLowered(f"{path}.positions", spec.positions, "it is of another width than the tokens")
+            raise LoweringError(f"{path}.positions", spec.positions, "it is of another width than the tokens")
         rows = builder.emit(_places(spec.positions, builder, f"{path}.positions", rows))
     for name in ("norm", "project"):
         part = getattr(spec, name)
@@ -85,7 +87,7 @@ def _places(spec: Position, builder: Builder, path: str, x: int) -> Instruction:
     elif isinstance(spec, parts.Sinusoidal):
         table, offset = builder.weight(weight, spec.length or 0, spec.width, made=spec), 0
     else:
-        raise NotLowered(path, spec, "there is no lowering for it")
+        raise LoweringError(path, spec, "there is no lowering for it")
     return AddPlaces(builder.fresh(spec.width), x, table, offset)
 
 
@@ -222,12 +224,12 @@ def _attention(spec: parts.Attention, builder: Builder, path: str, x: int) -> in
 def _cross_attention(spec: parts.CrossAttention, builder: Builder, path: str, x: int) -> int:
     """The memory's keys and values are made once, when it is read; the decoder's rows look at all of them."""
     if builder.memory is None:
-        raise NotLowered(path, spec, "there is no encoder for it to look at")
+        raise LoweringError(path, spec, "there is no encoder for it to look at")
     kv = []
     for name in "kv":
         linear = getattr(spec, name)
         if not isinstance(linear, parts.Linear):
-            raise NotLowered(f"{path}.{name}", linear, "of a memory, only plain matrices are lowered")
+            raise LoweringError(f"{path}.{name}", linear, "of a memory, only plain matrices are lowered")
         matrix = builder.weight(f"{path}.{name}.weight", linear.outputs, linear.inputs)
         bias = builder.optional(linear.bias, f"{path}.{name}.bias", linear.outputs)
         kv.append(builder.multiply_memory(matrix, bias, linear.outputs))
@@ -244,12 +246,12 @@ def _scores(spec: parts.Attention | parts.CrossAttention, path: str) -> tuple[fl
     """Return the scale of scores and their cap, 0 if there is none."""
     kernel = spec.kernel
     if not isinstance(kernel, parts.Softmax | parts.Capped):
-        raise NotLowered(f"{path}.kernel", kernel, "only exact softmax attention is lowered")
+        raise LoweringError(f"{path}.kernel", kernel, "only exact softmax attention is lowered")
     scale = spec.heads.width**-0.5 if kernel.scale is None else kernel.scale
     return scale, kernel.cap if isinstance(kernel, parts.Capped) else 0.0
 
 
-def _sight(spec: parts.Attention, builder: Builder, path: str) -> tuple[str, int]:
+def _sight(spec: parts.Attention, builder: Builder, path: str) -> tuple[Literal["causal", "all"], int]:
     """Return the rule, and how many keys are seen at most, 0 for all. Each slot is a document of its own."""
     causal, window = False, 0
     for rule in rules_of(spec.see):
@@ -258,19 +260,19 @@ def _sight(spec: parts.Attention, builder: Builder, path: str) -> tuple[str, int
         elif isinstance(rule, parts.Causal):
             causal = True
         elif not isinstance(rule, parts.SameDocument | parts.Everyone):
-            raise NotLowered(path, spec, f"the rule {type(rule).__name__} has no lowering")
+            raise LoweringError(path, spec, f"the rule {type(rule).__name__} has no lowering")
     if causal:
         return "causal", window
     if builder.memory is not None or builder.model.encoder is None:
-        raise NotLowered(path, spec, "a decoder that looks ahead can't write token by token")
+        raise LoweringError(path, spec, "a decoder that looks ahead can't write token by token")
     if window:
-        raise NotLowered(path, spec, "a window to both sides has no lowering")
+        raise LoweringError(path, spec, "a window to both sides has no lowering")
     return "all", 0
 
 
 def _waves(spec: parts.Rotary, path: str) -> Waves:
     if isinstance(spec.scaling, parts.Dynamic):
-        raise NotLowered(path, spec, "its angles depend on the length of the text")
+        raise LoweringError(path, spec, "its angles depend on the length of the text")
     if spec.scaling is None:
         return Waves(tuple(spec.plain().tolist()))
     return Waves(tuple(spec.scaling.frequencies(spec, 0).tolist()), spec.scaling.strength())
@@ -285,4 +287,4 @@ def _bias(spec: parts.Attention, builder: Builder, path: str) -> Slopes | Distan
     if isinstance(position, parts.Buckets):
         table = builder.weight(f"{path}.weight", position.count, position.heads)
         return DistanceBuckets(table, position.count, position.distance, position.two_sided)
-    raise NotLowered(path, position, "there is no lowering for it")
+    raise LoweringError(path, position, "there is no lowering for it")

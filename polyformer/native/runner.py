@@ -112,7 +112,7 @@ def runner(
         model: a model in memory, or a GGUF file, whose blocks are taken as they are.
         weights: how matrices are held; "as stored" keeps the codes of a GGUF file and makes floats of all else.
     Raises:
-        NotLowered: the model has a part that no program can be made of; it runs in PyTorch.
+        LoweringError: the model has a part that no program can be made of; it runs in PyTorch.
         RunError: the native side was not compiled, or refuses what it is given.
         WeightsError, SpecError: a file that can't be read.
     """

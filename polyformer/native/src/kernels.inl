@@ -50,15 +50,15 @@ INLINE void coded_tile(const uint8_t* block, const polyformer::Operand& x, int64
     const float *scales = x.scales + first * x.groups, *sums = x.sums + first * x.groups;
     for (int t = 0; t < T; ++t) total[t][0] = total[t][1] = all8(0);
     for (int64_t g = 0; g < x.groups; ++g, block += bytes) {
+        i8x sum[T][2];
+        dots<BITS, T>(block + before, codes + g * 32, width, sum);
         for (int half = 0; half < 2; ++half) {
-            i8x sum[T];
-            dots<BITS, T>(block + before + 32 * half, codes + g * 32, width, sum);
             const f8 scale = halves8(block + 16 * half);
             f8 low;
             if (MINIMA) low = halves8(block + 32 + 16 * half);
             if (!MINIMA && BITS == 4) low = scale * -8.0f;  // where codes are 0 … 15, 8 stands for nothing
             for (int t = 0; t < T; ++t) {
-                total[t][half] += __builtin_convertvector(sum[t], f8) * (scale * scales[t * x.groups + g]);
+                total[t][half] += __builtin_convertvector(sum[t][half], f8) * (scale * scales[t * x.groups + g]);
                 if (MINIMA || BITS == 4) total[t][half] += low * sums[t * x.groups + g];
             }
         }
@@ -67,8 +67,7 @@ INLINE void coded_tile(const uint8_t* block, const polyformer::Operand& x, int64
 
 template <class Tile>
 INLINE void in_tiles(int64_t first, int64_t count, Tile tile) {
-    while (count >= 8) tile.template run<8>(first), first += 8, count -= 8;
-    if (count >= 4) tile.template run<4>(first), first += 4, count -= 4;
+    while (count >= 4) tile.template run<4>(first), first += 4, count -= 4;
     if (count >= 2) tile.template run<2>(first), first += 2, count -= 2;
     if (count) tile.template run<1>(first);
 }

@@ -9,15 +9,15 @@
 
 namespace {
 
-// Products of 8 rows × 32 columns of codes with whole numbers of T rows of x.
+// Products of 16 rows × 32 columns of codes with whole numbers of T rows of x.
 template <int BITS, int T>
-INLINE void dots(const uint8_t* codes, const int8_t* x, int64_t width, i8x (&sum)[T]) {
-    for (int t = 0; t < T; ++t) sum[t] = i8x{};
+INLINE void dots(const uint8_t* codes, const int8_t* x, int64_t width, i8x (&sum)[T][2]) {
+    for (int t = 0; t < T; ++t) sum[t][0] = sum[t][1] = i8x{};
     for (int chunk = 0; chunk < BITS; ++chunk) {  // 4-bit codes come as four pairs of chunks, others as eight
         const uint8_t* from = codes + chunk * 64;
         for (int t = 0; t < T; ++t) {
             const int8_t* one = x + t * width + chunk * 4;
-            for (int row = 0; row < 8; ++row) {
+            for (int row = 0; row < 16; ++row) {
                 int32_t found = 0;
                 for (int column = 0; column < 4; ++column) {
                     const uint8_t code = from[row * 4 + column];
@@ -27,7 +27,7 @@ INLINE void dots(const uint8_t* codes, const int8_t* x, int64_t width, i8x (&sum
                         found += (int8_t)code * one[column];
                     }
                 }
-                sum[t][row] += found;
+                sum[t][row / 8][row % 8] += found;
             }
         }
     }
