@@ -42,9 +42,9 @@ def context_of(loaded: Loaded) -> int | None:
 
 def engine_for(loaded: Loaded, slots: int, capacity: Capacity | None) -> Engine:
     """Return an engine that runs the model in PyTorch."""
-    from polyformer.generate import Engine, TorchRunner
+    from polyformer.generate import Engine, runner_of
 
-    return Engine(TorchRunner(loaded.model, slots, context_of(loaded)), capacity)
+    return Engine(runner_of(loaded.model, slots, context_of(loaded)), capacity)
 
 
 def requests_for(loaded: Loaded, texts: Sequence[str], settings: Sampling) -> list[Request]:
