@@ -183,7 +183,7 @@ class AttentionPart(Projected):
         bias = None if self.position is None else self.position.bias(q, flow)
         context = Context(self.see, flow.view, bias, flow.cache, flow.path + self.slot)
         k, v = self.kernel.recall((k, v), context)
-        return self.o(self.finish((q, k, v), context, flow), flow)
+        return self.o(self.finish((q, k, v), context.held(), flow), flow)
 
 
 class CrossAttentionPart(Projected):
