@@ -358,7 +358,6 @@ class View:
     device: torch.device
     marked: Tensor | None = None
     _made: dict[Hashable, Any] = field(default_factory=dict)
-    _masks: dict[Rule, Mask] = field(default_factory=dict)
     _biased: tuple[Tensor, Rule, Tensor] | None = None
 
     @functools.cached_property
@@ -436,13 +435,6 @@ class View:
         """Return this view with tokens marked."""
         return View(self.queries, self.keys, self.valid, self.key_documents, self.right_padded, self.device, marked_BK)
 
-    def once(self, key: Hashable, make: Callable[[], M]) -> M:
-        """Return what `make` gave the first time that `key` was asked for: layers share it."""
-        if key not in self._made:
-            self._made[key] = make()
-        found: M = self._made[key]
-        return found
-
     def valid_at(self, keys: Tensor) -> Tensor | None:
         """Return which keys are real: boolean [b, h, ..., 1, k]; None if all are."""
         return None if self.valid is None else at(self.valid, keys)
@@ -462,9 +454,13 @@ class View:
 
     def mask(self, rule: Rule) -> Mask:
         """Lower a rule for this batch."""
-        found = self._masks.get(rule)
-        if found is None:
-            found = self._masks[rule] = self._lower(rule)
+        return self.once(rule, lambda: self._lower(rule))
+
+    def once(self, key: Hashable, make: Callable[[], M]) -> M:
+        """Return what `make` gave the first time that `key` was asked for: layers share what a rule is lowered to."""
+        if key not in self._made:
+            self._made[key] = make()
+        found: M = self._made[key]
         return found
 
     def biased(self, rule: Rule, bias: Tensor) -> Tensor:
