@@ -63,6 +63,8 @@ class Hashes(Record):
                 f"a number of buckets must be even, half of them opposite to the others, not {count}",
             )
         self.require(self.buckets is None or len(self.buckets) > 0, "buckets need at least one factor")
+        fits = self.seed is None or 0 <= self.seed < 2**63
+        self.require(fits, f"a seed must be between 0 and 2^63, not {self.seed}")
 
     def factors(self, length: int, size: int) -> tuple[int, ...]:
         """Return the factors of the number of buckets for a length cut into chunks of a size."""
