@@ -25,6 +25,10 @@ class Kernel(Spec, abstract=True):
         """Return why this kernel can't follow a rule, or nothing where it can; attention with both can't be made."""
         return ""
 
+    def unable_across(self) -> str:
+        """Return why this kernel can't be that of cross-attention, or nothing where it can."""
+        return ""
+
 
 @dataclass
 class Context:

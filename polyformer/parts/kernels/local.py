@@ -33,6 +33,9 @@ class Local(Kernel):
     def check(self) -> None:
         self.require(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")
 
+    def unable_across(self) -> str:
+        return "its chunks are those of one text, whose own rows look at each other"
+
     def breaks(self) -> Mapping[Clause, Term]:
         if self.chunks.ends == "apart":
             return {}
