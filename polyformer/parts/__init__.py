@@ -21,7 +21,9 @@ from polyformer.parts.kernels.features import LinearAttention, Performer
 from polyformer.parts.kernels.kernel import Context, Kernel
 from polyformer.parts.kernels.local import Local
 from polyformer.parts.kernels.lowrank import Linformer
+from polyformer.parts.kernels.sliding import Sliding
 from polyformer.parts.kernels.softmax import Softmax
+from polyformer.parts.kernels.tiled import Tiled
 from polyformer.parts.linear import Linear
 from polyformer.parts.model import Memory, Output, Tie, Transformer
 from polyformer.parts.norms import BatchNorm, LayerNorm, Norm, PowerNorm, RMSNorm
@@ -142,12 +144,14 @@ __all__ = [
     "Scaling",
     "Shaw",
     "Sinusoidal",
+    "Sliding",
     "Softmax",
     "SpatialGating",
     "Squeeze",
     "Stack",
     "Table",
     "Tie",
+    "Tiled",
     "Token",
     "TokenEmbedding",
     "Trace",

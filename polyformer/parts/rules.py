@@ -11,8 +11,9 @@ the shape of both, [b, h, ..., s, k].
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from torch.nn import functional as F
 from polyformer.errors import SpecError
 from polyformer.parts.contract import Clause, Refuses, Term
 from polyformer.spec import Record
+
+M = TypeVar("M")
 
 
 class Rule(Record, abstract=True):
@@ -242,7 +245,7 @@ class View:
     key_documents: Tensor | None
     right_padded: bool
     device: torch.device
-    _masks: dict[Rule, Mask] = field(default_factory=dict)
+    _made: dict[Hashable, Any] = field(default_factory=dict)
     _biased: tuple[Tensor, Rule, Tensor] | None = None
 
     @functools.cached_property
@@ -331,9 +334,13 @@ class View:
 
     def mask(self, rule: Rule) -> Mask:
         """Lower a rule for this batch."""
-        found = self._masks.get(rule)
-        if found is None:
-            found = self._masks[rule] = self._lower(rule)
+        return self.once(rule, lambda: self._lower(rule))
+
+    def once(self, key: Hashable, make: Callable[[], M]) -> M:
+        """Return what `make` gave the first time that `key` was asked for: layers share what a rule is lowered to."""
+        if key not in self._made:
+            self._made[key] = make()
+        found: M = self._made[key]
         return found
 
     def biased(self, rule: Rule, bias: Tensor) -> Tensor:

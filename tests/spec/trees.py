@@ -92,6 +92,8 @@ SAMPLES: dict[type[Spec], Spec] = {
         Embed(TokenEmbedding(11, WIDTH), Learned(WIDTH, 9), norm=LayerNorm(WIDTH), dropout=Dropout(0.1)),
         FeedForward.gated(WIDTH, 12),
         Softmax(),
+        parts.Tiled(3, 2),
+        parts.Sliding(2),
         parts.LinearAttention(),
         parts.Performer(WIDTH // 2, 5),
         parts.Linformer(9, 3),
