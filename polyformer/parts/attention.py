@@ -110,6 +110,8 @@ class CrossAttention(Spec):
     def check(self) -> None:
         _check_sizes(self)
         _check_kernel(self, Everyone())
+        why = self.kernel.unable_across()
+        self.require(not why, f"{type(self.kernel).__name__} can't look at an encoder's output: {why}")
 
     @classmethod
     def of_width(cls, width: int, heads: int, bias: bool = True) -> CrossAttention:

@@ -34,6 +34,10 @@ class Kernel(Spec, abstract=True):
         """
         return self
 
+    def unable_across(self) -> str:
+        """Return why this kernel can't be that of cross-attention, or nothing where it can."""
+        return ""
+
 
 @dataclass
 class Context:
