@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import zipfile
 from pathlib import Path
 
@@ -23,6 +24,11 @@ from tests.train.toy import NOUNS, VERBS
 VERSES = "".join(
     f"The {NOUNS[i % 12]} {VERBS[i % 6]} the {NOUNS[i * 5 % 11]}:\n\n  {VERBS[i % 5]}, the {NOUNS[i * 7 % 12]}.\n"
     for i in range(60)
+)
+DRAW = random.Random(0)
+MADE_UP = "\n".join(
+    " ".join("".join(DRAW.choice("bdfgklmnprst") + DRAW.choice("aeiou") for _ in range(3)) for _ in range(6))
+    for _ in range(80)
 )
 
 
@@ -122,10 +128,10 @@ class TestSplitting:
 
 class TestVocabularies:
     @pytest.mark.parametrize(
-        ("kind", "size"), [("bpe", 100), ("byte_bpe", 300), ("byte_bpe", 261), ("wordpiece", 140), ("unigram", 50)]
+        ("kind", "size"), [("bpe", 100), ("byte_bpe", 300), ("byte_bpe", 261), ("wordpiece", 160), ("unigram", 120)]
     )
     def test_texts_come_back_line_by_line(self, kind: str, size: int, tmp_path: Path) -> None:
-        documents = [Document("verses", clean(VERSES))] * 2
+        documents = [Document("verses", clean(VERSES)), Document("made up", MADE_UP)]
         recipe = TextTokenizerRecipe(kind, size)  # type: ignore[arg-type]
         tokenizer = learn_text_tokenizer(documents, recipe, masks=True)
         assert tokenizer.vocabulary == size
