@@ -62,7 +62,7 @@ def test_many_features_come_near_to_softmax() -> None:
         float((swapped(model, kernel={"type": "Performer", "features": count})(input_ids=ids).logits - wanted).detach().norm())
         for count in (8, 4096)
     ]
-    assert drift[1] < drift[0] / 4
+    assert drift[1] < drift[0] / 2
 
 
 def test_retention_keeps_the_matrices() -> None:
