@@ -59,7 +59,11 @@ def test_many_features_come_near_to_softmax() -> None:
     model, ids = built(GPT), torch.randint(40, (2, 12))
     wanted = model(input_ids=ids).logits
     drift = [
-        float((swapped(model, kernel={"type": "Performer", "features": count})(input_ids=ids).logits - wanted).detach().norm())
+        float(
+            (swapped(model, kernel={"type": "Performer", "features": count})(input_ids=ids).logits - wanted)
+            .detach()
+            .norm()
+        )
         for count in (8, 4096)
     ]
     assert drift[1] < drift[0] / 2
