@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from polyformer.cli import bench as bench
 from polyformer.cli import compare as compare
 from polyformer.cli import convert as convert
 from polyformer.cli import models as models
+from polyformer.cli import writing as writing
 from polyformer.cli.common import (
     INTERRUPTED,
     AsJson,
@@ -171,15 +173,32 @@ def explain(
 
 
 @app.command(epilog="Example: polyformer inspect runs/default")
-def inspect(run: Model, as_json: AsJson = False) -> None:
+def inspect(
+    run: Model,
+    program: Annotated[bool, typer.Option("--program", help="Print what the native runtime would run.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show what a model is made of: its spec tree, with the parameters of each part."""
     from polyformer.cli.outline import outline, table
     from polyformer.loaded import read_spec
+    from polyformer.native.builder import LoweringError
+    from polyformer.native.lowering import lower
 
     spec = read_spec(run)
+    if program:
+        lowered = lower(spec)
+        typer.echo(lowered.to_json() if as_json else lowered.told())
+        return
     model = outline(spec)
+    try:
+        lower(spec)
+        runs, why = "native", ""
+    except LoweringError as error:
+        runs, why = "PyTorch", str(error)
     if as_json:
-        data = {"parameters": model.parameters, "outline": model.to_data(), "spec": json.loads(spec.to_json())}
+        data = {"parameters": model.parameters, "runs": runs, "outline": model.to_data()}
+        data |= {"because": why} if why else {}
+        data["spec"] = json.loads(spec.to_json())
         typer.echo(json.dumps(data, ensure_ascii=False))
         return
     from rich.console import Console
@@ -187,6 +206,8 @@ def inspect(run: Model, as_json: AsJson = False) -> None:
     console = Console()
     console.print(table(model))
     console.print(f"\n{model.parameters:,} parameters, {4 * model.parameters / 1e6:,.1f} MB in single precision")
+    reason = f"writes in PyTorch, not natively: {why}" if why else "writes natively (its program: --program)"
+    console.print(reason, markup=False, highlight=False)
 
 
 @app.command(epilog="Example: polyformer recipe recipes/libreoffice-en-de.toml --set model.width=128")

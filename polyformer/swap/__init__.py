@@ -14,6 +14,7 @@ from polyformer.swap.norms import PlaceNorms, SwapNorms
 from polyformer.swap.origins import Moves, origins
 from polyformer.swap.positions import SwapPosition
 from polyformer.swap.report import Entry, Fate, Report
+from polyformer.swap.residuals import SwapResiduals
 from polyformer.swap.swap import Swap, Swaps
 from polyformer.swap.transplant import transplant
 
@@ -34,6 +35,7 @@ __all__ = [
     "SwapKernel",
     "SwapNorms",
     "SwapPosition",
+    "SwapResiduals",
     "Swaps",
     "TieHead",
     "batches_of",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Literal
 
 from polyformer.errors import SpecError
 from polyformer.families.blocks import Placement
@@ -35,6 +36,7 @@ from polyformer.spec import Record, Spec, rewrite, walk
 from polyformer.swap.norms import NormKind, PlaceNorms, SwapNorms
 from polyformer.swap.origins import Moves, tied_groups, ties_of
 from polyformer.swap.positions import Scheme, SwapPosition
+from polyformer.swap.residuals import SwapResiduals
 from polyformer.swap.swap import Swap, Swaps
 
 
@@ -209,6 +211,7 @@ class Conversion(Swap):
     norm: NormKind | None = None
     placement: Placement | None = None
     tied: bool | None = None
+    residuals: Literal["none"] | None = None
 
     def swaps(self) -> Swaps:
         """Return the changes that are asked for."""
@@ -222,6 +225,7 @@ class Conversion(Swap):
             None if self.norm is None else SwapNorms(self.norm),
             None if self.placement is None else PlaceNorms(self.placement),
             None if self.tied is None else TieHead(self.tied),
+            None if self.residuals is None else SwapResiduals(self.residuals),
         )
         return Swaps(tuple(swap for swap in asked if swap is not None))
 

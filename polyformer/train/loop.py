@@ -18,6 +18,8 @@ from torch import nn
 from polyformer.data.reader import Reader, TrainingBatch
 from polyformer.errors import RunError
 from polyformer.judge.held_out import held_out_loss
+from polyformer.parts.experts import routing_loss, routing_trace
+from polyformer.parts.kernels.features import redraw
 from polyformer.parts.model import TransformerPart
 from polyformer.train.averages import Weights, weights_of
 from polyformer.train.checkpoints import Training, save_checkpoint
@@ -78,11 +80,13 @@ def run(training: Training, recipe: TrainRecipe, company: Company) -> Ending:
 
 
 def batch_loss(model: TransformerPart, batch: TrainingBatch, smoothing: float) -> Loss:
-    """The loss of a batch, summed over its target tokens."""
+    """The loss of a batch, summed over its target tokens, and that of its routers."""
     if model.head is None:
         raise RunError("a model without a language-modelling head can't be trained on texts")
-    hidden = batch.hidden(model)
-    return sequence_loss(model.head, hidden, batch.labels.to(hidden.device), smoothing)
+    trace = routing_trace(model)
+    hidden = batch.hidden(model, trace)
+    loss = sequence_loss(model.head, hidden, batch.labels.to(hidden.device), smoothing)
+    return loss if trace is None else loss.beside(routing_loss(trace))
 
 
 def accumulate(
@@ -134,6 +138,7 @@ def _step(training: Training, recipe: TrainRecipe, share: float) -> None:
         tokens = 0
     training.optimiser.zero_grad(set_to_none=True)
     state.steps += 1
+    redraw(training.model, state.steps)
     state.tokens += tokens
     for i, value in enumerate((objective, likelihood, tokens)):
         state.window[i] += value
