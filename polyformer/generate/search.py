@@ -55,8 +55,8 @@ def search(
     its company, beyond the rounding of sums.
 
     Args:
-        input_ids: [N, T].
-        attention_mask: [N, T], non-zero where real; None if all are.
+        input_ids: [N, T], or [N, P, T] for a model that reads passages.
+        attention_mask: of the same shape, non-zero where real; None if all are.
         settings: what to search, and for how long.
         tokens: the target side's special tokens.
     Returns:
@@ -155,8 +155,8 @@ class Group:
 
 def _limits(model: TransformerPart, input_ids: Tensor, mask: Tensor | None, settings: Search) -> list[int]:
     """Return the longest hypothesis of each sentence, which the decoder's positions limit too."""
-    rows, length = input_ids.shape
-    sources = [length] * rows if mask is None else mask.ne(0).sum(1).tolist()
+    ids = input_ids.flatten(1)
+    sources = [ids.shape[1]] * len(ids) if mask is None else mask.flatten(1).ne(0).sum(1).tolist()
     positions = positions_of(model.spec.target)  # type: ignore[attr-defined]
     wanted = [settings.limit.of(source) for source in sources]
     return wanted if positions is None else [min(one, positions) for one in wanted]

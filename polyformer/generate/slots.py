@@ -103,7 +103,7 @@ def in_blocks(tokens: int) -> int:
     return -(-tokens // BLOCK) * BLOCK
 
 
-class Sizes(Record):
+class SlotSizes(Record):
     """Bytes that a sequence takes: once, for each token it holds, and for each token of its source."""
 
     once: int
@@ -139,7 +139,7 @@ class TorchRunner:
         self.version: Hashable = 0
         self.device = next(model.parameters()).device
         self._caches = [SlotCache() for _ in range(slots)]
-        self._sizes: Sizes | None = None
+        self._sizes: SlotSizes | None = None
 
     def step(self, rows: Rows, wanted: Sequence[int]) -> Tensor:
         """Run the rows; a step that raises has changed nothing that counts."""
@@ -219,7 +219,7 @@ class TorchRunner:
         sizes = self._sizes = self._sizes or self._measured()
         return (sizes.once if tokens else 0) + sizes.token * in_blocks(tokens) + sizes.source * source
 
-    def _measured(self) -> Sizes:
+    def _measured(self) -> SlotSizes:
         """Find out what a token takes by running one."""
         used, self._caches = self._caches, [SlotCache()]
         try:
@@ -229,7 +229,7 @@ class TorchRunner:
             cache = self._caches[0]
             states = sum(tensor.nbytes for state in cache.states.values() for tensor in state)
             keys = sum(tensor.nbytes for pair in cache._own.values() for tensor in pair)
-            return Sizes(states, keys // BLOCK, cache.bytes - states - keys)
+            return SlotSizes(states, keys // BLOCK, cache.bytes - states - keys)
         finally:
             self._caches = used
 

@@ -169,7 +169,7 @@ class AttentionPart(Projected):
 
     def __init__(self, spec: Attention) -> None:
         super().__init__(spec)
-        self.see = spec.see
+        self.see, self.settled = spec.see, spec.see.settled()
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         for part in (self, self.kernel, self.position):
@@ -185,7 +185,8 @@ class AttentionPart(Projected):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, flow: Flow) -> Tensor:
         """Return the heads side by side [B, S, H·E] for new rows, which look at those in the cache too."""
         bias = None if self.position is None else self.position.bias(q, flow)
-        context = Context(self.see, flow.view, bias, flow.cache, flow.path + self.slot)
+        see = self.see if self.training else self.settled
+        context = Context(see, flow.view, bias, flow.cache, flow.path + self.slot)
         k, v = self.kernel.recall((k, v), context)
         return self.finish((q, k, v), context, flow)
 
@@ -217,7 +218,7 @@ class CrossAttentionPart(Projected):
             raise SpecError(f"{batch} rows can't share the encoder's output of {rows} sentences evenly")
         q = self.split(q.view(rows, batch // rows * length, q.shape[-1]), self.heads.count)
         mixed = self.finish((q, k, v), Context(Everyone(), view), flow)
-        return mixed.view(batch, length, -1)
+        return mixed.view(batch, length, mixed.shape[-1])
 
 
 class PerHeadPart(Part):

@@ -226,6 +226,8 @@ class Flow:
         path: the slots of the stacks that are being walked; kept by `Stack`.
         pieces: the sequences that the rows belong to, where they are several with caches of their own; B is 1 then.
             Whatever looks at other rows asks `apart`.
+        choices: what choices came to in a pass that will be walked a second time, by slot, or None for any other pass.
+        passages: how many rows of the batch belong to one question, where passages are read alone (`Passages`).
     """
 
     view: View
@@ -238,6 +240,8 @@ class Flow:
     grid: tuple[int, int] | None = None
     path: str = ""
     pieces: tuple[Piece, ...] = ()
+    choices: dict[str, Tensor] | None = None
+    passages: int = 1
     _made: dict[Hashable, Any] = field(default_factory=dict)
 
     @classmethod
@@ -275,6 +279,17 @@ class Flow:
             piece.flow.path = self.path
             found.append(work(*(one[..., piece.rows, :] for one in rows), piece.flow))
         return torch.cat(found, -2)
+
+    def choose(self, slot: str, make: Callable[[], Tensor]) -> Tensor:
+        """Return what `make` chooses, integers without a gradient; in a second walk, what was chosen in the first.
+
+        A second walk sees rows that are the same to rounding only, which could tip a choice between two that are near.
+        """
+        if self.choices is None:
+            return make()
+        if slot not in self.choices:
+            self.choices[slot] = make()
+        return self.choices[slot]
 
     def once(self, key: Hashable, make: Callable[[], M]) -> M:
         """Return what `make` gave the first time that `key` was asked for in this pass: layers share it."""

@@ -52,12 +52,14 @@ class GgufFile:
         metadata: keys and values; a long array is read when it is asked for.
         tensors: by their names in the file, each converted when it is asked for.
         types: the name of each tensor's ggml format, and its shape in PyTorch's order.
+        stored: each tensor's bytes as they are in the file, uint8.
     """
 
     path: Path
     metadata: Mapping[str, Value]
     tensors: TensorMap
     types: Mapping[str, tuple[str, tuple[int, ...]]]
+    stored: TensorMap
 
 
 def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> GgufFile:
@@ -89,7 +91,9 @@ def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> GgufFile:
     read = functools.lru_cache(2)(functools.partial(_read, source, dtype))
     tensors = {name: functools.partial(read, entry) for name, entry in entries.items()}
     types = {name: (entry.kind.name, entry.shape) for name, entry in entries.items()}
-    return GgufFile(path, metadata, TensorMap(tensors, lambda name: f"{name!r} of {path.name}"), types)
+    stored = {name: functools.partial(_bytes, source, entry) for name, entry in entries.items()}
+    named = (lambda name: f"{name!r} of {path.name}",)
+    return GgufFile(path, metadata, TensorMap(tensors, *named), types, TensorMap(stored, *named))
 
 
 class Metadata(Mapping[str, Value]):
@@ -331,6 +335,13 @@ def _read(source: _Source, dtype: torch.dtype, entry: _Entry) -> Tensor:
         return dequantise(entry.kind, data, entry.shape, dtype, functools.partial(_release, mapped, first))
     except WeightsError as error:
         raise WeightsError(f"{source.path}: tensor {entry.name[:100]!r}: {error}") from None
+
+
+def _bytes(source: _Source, entry: _Entry) -> Tensor:
+    if not entry.size:
+        return torch.empty(0, dtype=torch.uint8, device="cpu")
+    mapped, first = source.piece(entry.first, entry.size)
+    return torch.frombuffer(mapped, dtype=torch.uint8, offset=first)[: entry.size]
 
 
 def _release(mapped: mmap.mmap, first: int, count: int) -> None:

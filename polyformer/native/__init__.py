@@ -1,0 +1,1 @@
+"""The native runtime: specs lowered to programs, which one native call runs for each step."""

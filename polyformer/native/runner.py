@@ -1,0 +1,141 @@
+"""Runs a model natively for whatever asks for slots and steps: the engine, or a loop of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from polyformer.errors import RunError
+from polyformer.families import read_family
+from polyformer.families.gguf import gguf_config
+from polyformer.native.given import Precision, from_gguf, from_tensors, kinds_for
+from polyformer.native.lowering import lower
+from polyformer.native.machine import Machine, NativeModel, NativeState
+from polyformer.native.program import Program, TakeTokens
+from polyformer.weights.gguf import read_gguf
+
+if TYPE_CHECKING:
+    from polyformer.parts.model import TransformerPart
+
+
+class RowsOfStep(Protocol):
+    """The tokens of a step as three lists; the rows of a slot are in order."""
+
+    @property
+    def slots(self) -> Sequence[int]:
+        """The slot of each."""
+
+    @property
+    def positions(self) -> Sequence[int]:
+        """The place of each in its slot."""
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """The token itself."""
+
+
+class NativeRunner:
+    """A model on the native side, and the sequences in its slots.
+
+    A step's scores do not depend, bit for bit, on what else is in it, nor on how a text is cut into steps. A call that
+    raises has changed nothing that counts.
+
+    Attributes:
+        slots: how many sequences it can hold.
+        positions, source_positions: the longest sequence, and the longest text that is read.
+        vocabulary, source_vocabulary: how many tokens there are of either; None where no text is read.
+        reads_source: whether a slot must be given a text to read first.
+        version: names the weights.
+    """
+
+    def __init__(self, state: NativeState) -> None:
+        program, machine = state.model.program, state.machine
+        self.state, self.slots = state, machine.slots
+        self.positions = min(machine.room, program.length or machine.room)
+        self.vocabulary, self.reads_source = program.vocabulary, bool(program.read)
+        self.source_positions = self.positions if self.reads_source else None
+        self.source_vocabulary = _tokens_read(program)
+        self.version: Hashable = 0
+
+    def step(self, rows: RowsOfStep, wanted: Sequence[int]) -> Tensor:
+        """Run the rows, hold what later ones need of them, and return the scores [W, V] of those wanted.
+
+        Raises:
+            RunError: a slot or a token that isn't there, a gap before a token, or a place beyond the room.
+        """
+        return torch.from_numpy(self.state.step(rows.ids, rows.slots, rows.positions, wanted))
+
+    def read(self, slot: int, source: Sequence[int]) -> None:
+        """Run the encoder on a text, at which the slot's rows will look."""
+        self.state.read(source, slot)
+
+    def length(self, slot: int) -> int:
+        """Return how many tokens a slot holds."""
+        return self.state.length(slot)
+
+    def earliest(self, slot: int) -> int:
+        """Return the least length above 0 that a slot can be cut back to: keys can be forgotten one by one."""
+        return min(1, self.state.length(slot))
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget all but the first `length` tokens of a slot."""
+        self.state.truncate(slot, length)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Make `target` hold the first `length` tokens of `source`, which stays."""
+        self.state.copy(source, target, length)
+
+    def clear(self, slot: int) -> None:
+        """Forget what a slot holds, its text too, and give its memory back."""
+        self.state.clear(slot)
+
+    def bytes_for(self, tokens: int, source: int = 0) -> int:
+        """Return how much memory a slot takes that holds so many tokens and a text of so many."""
+        return self.state.bytes_for(tokens, source)
+
+    @property
+    def bytes(self) -> int:
+        """How much memory all slots take now."""
+        return self.state.bytes
+
+
+def runner(
+    model: TransformerPart | Path | str, weights: Precision = "as stored", machine: Machine | None = None
+) -> NativeRunner:
+    """Return what runs a model natively.
+
+    Args:
+        model: a model in memory, or a GGUF file, whose blocks are taken as they are.
+        weights: how matrices are held; "as stored" keeps the codes of a GGUF file and makes floats of all else.
+    Raises:
+        LoweringError: the model has a part that no program can be made of; it runs in PyTorch.
+        RunError: the native side was not compiled, or refuses what it is given.
+        WeightsError, SpecError: a file that can't be read.
+    """
+    machine = machine or Machine()
+    if isinstance(model, Path | str):
+        return NativeRunner(NativeState(_of_file(Path(model), weights, machine), machine))
+    program, tensors = lower(model.spec), dict(model.named_parameters()) | dict(model.named_buffers())
+    given = from_tensors(program, tensors, machine.room)
+    made = NativeModel(program, given, kinds_for(program, weights), machine.room)
+    return NativeRunner(NativeState(made, machine))
+
+
+def _of_file(path: Path, weights: Precision, machine: Machine) -> NativeModel:
+    if path.is_dir():
+        raise RunError(f"{path} is a folder; load it first, and give its model")
+    file = read_gguf(path)
+    config = gguf_config(file)
+    family = read_family(config, str(path))
+    program = lower(family.spec())
+    given = from_gguf(program, file, family, config, machine.room)
+    return NativeModel(program, given, kinds_for(program, weights), machine.room)
+
+
+def _tokens_read(program: Program) -> int | None:
+    tables = {one.path: one.shape[0] for one in program.weights}
+    return next((tables[one.table] for one in program.read if isinstance(one, TakeTokens)), None)

@@ -1,0 +1,167 @@
+// Attention over what slots hold. Its work is cut into pieces: a few rows of one sequence that stand side by side, and
+// the heads that share a head of keys, so that each key is read once for all of them.
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "refused.h"
+#include "run.h"
+#include "vectors.h"
+
+namespace polyformer {
+
+namespace {
+
+constexpr int64_t PIECE = 12, PANEL = 16;
+
+int64_t up_to(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// T5's buckets (Raffel et al. 2020, section 2.1): exact near by, then logarithmic.
+int64_t bucket_of(const Instruction& one, int64_t apart) {
+    const int64_t count = one.two_sided ? one.buckets / 2 : one.buckets, fine = count / 2;
+    const int64_t behind = one.two_sided && apart > 0 ? count : 0;
+    const int64_t away = one.two_sided ? std::abs(apart) : std::max<int64_t>(-apart, 0);
+    if (away < fine) return behind + away;
+    const float share = std::log((float)away / (float)fine) / (float)std::log((double)one.distance / (double)fine);
+    return behind + std::min(fine + (int64_t)(share * (float)(count - fine)), count - 1);
+}
+
+float rounded_to_bfloat16(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
+}  // namespace
+
+void State::pieces_of(const Instruction& one, std::vector<Piece>& into) const {
+    into.clear();
+    const int64_t groups = model_.program.caches[(size_t)one.number].groups, sharing = one.heads / groups;
+    const int64_t heads = tokens_.count * groups < 4 * settings_.threads ? 1 : std::min(sharing, PIECE);
+    const int64_t rows = std::max<int64_t>(1, PIECE / heads);
+    for (int64_t row = 0, count; row < tokens_.count; row += count) {
+        count = 1;
+        while (count < rows && row + count < tokens_.count && tokens_.slots[row + count] == tokens_.slots[row] &&
+               tokens_.places[row + count] == tokens_.places[row] + count)
+            ++count;
+        for (int64_t group = 0; group < groups; ++group)
+            for (int64_t head = 0; head < sharing; head += heads)
+                into.push_back({row, count, group, group * sharing + head, std::min(heads, sharing - head)});
+    }
+    std::reverse(into.begin(), into.end());  // the longest first
+}
+
+void State::attention(const Instruction& one, int64_t number, int thread) {
+    const std::vector<Piece>& pieces = pieces_[(size_t)number];
+    for (;;) {
+        const int64_t next = counters_[8 * number].fetch_add(1, std::memory_order_relaxed);
+        if (next >= (int64_t)pieces.size()) return;
+        look(one, pieces[(size_t)next], thread);
+    }
+}
+
+int64_t State::keys_of(const Instruction& one, int64_t row) const {
+    return one.choice == 0 ? tokens_.places[row] + 1 : store_of(one, row).length;
+}
+
+void State::look(const Instruction& one, const Piece& piece, int thread) {
+    const int64_t width = settings_.room + PANEL, end = keys_of(one, piece.row + piece.rows - 1);
+    const auto first_of = [&](int64_t keys) { return one.window ? std::max<int64_t>(0, keys - one.window) : 0; };
+    const int64_t first = first_of(keys_of(one, piece.row)) / PANEL * PANEL;
+    float* scores = scratch_[(size_t)thread].get();
+    score(one, piece, scores, width, first, end, thread);
+    for (int64_t i = 0; i < piece.rows * piece.heads; ++i) {
+        const int64_t row = piece.row + i / piece.heads, keys = keys_of(one, row), begin = first_of(keys);
+        float* own = scores + i * width;
+        if (one.cap > 0)
+            for (int64_t k = 0; k < keys - first; ++k) own[k] = one.cap * std::tanh(own[k] / one.cap);
+        if (one.bias_kind != NO_BIAS) add_bias(one, own, piece.head + i % piece.heads, tokens_.places[row], first, keys - first);
+        std::fill(own, own + (begin - first), -3e38f);
+        kernels_.softmax(own, keys - first);
+        std::fill(own, own + (begin - first), 0.0f);
+        std::fill(own + (keys - first), own + up_to(end - first, PANEL), 0.0f);
+    }
+    mix(one, piece, scores, width, first, end, thread);
+}
+
+// Scores [rows · heads, width] of the keys first … end.
+void State::score(const Instruction& one, const Piece& piece, float* scores, int64_t width, int64_t first, int64_t end,
+                  int thread) {
+    const CacheShape& shape = model_.program.caches[(size_t)one.number];
+    const Place& place = place_of(one);
+    const Store& store = store_of(one, piece.row);
+    const int64_t rows = piece.rows * piece.heads, room = settings_.room;
+    float* queries = scratch_[(size_t)thread].get() + PIECE * width;
+    float* widened_keys = queries + PIECE * 2 * scratch_room_;
+    for (int64_t i = 0; i < rows; ++i) {
+        const float* from = row_of(one.x, piece.row + i / piece.heads) + (piece.head + i % piece.heads) * shape.width;
+        for (int64_t k = 0; k < shape.width; ++k) queries[i * shape.width + k] = from[k] * one.scale;
+    }
+    for (int64_t key = first; key < end; key += PANEL) {
+        const int64_t at = place.keys + (piece.group * room + key) * shape.width;
+        const float* keys = (const float*)store.cells.get() + at;
+        if (settings_.cell == CELL_F16) kernels_.widen_half((const uint16_t*)store.cells.get() + at, PANEL * shape.width, widened_keys);
+        if (settings_.cell == CELL_I8) kernels_.widen_code((const int8_t*)store.cells.get() + at, PANEL * shape.width, widened_keys);
+        kernels_.panel(queries, shape.width, rows, settings_.cell == CELL_F32 ? keys : widened_keys, PANEL, shape.width,
+                       scores + key - first, width);
+    }
+    if (settings_.cell != CELL_I8) return;
+    const float* scales = store.scales.data() + place.key_scales + piece.group * room + first;
+    for (int64_t i = 0; i < rows; ++i)
+        for (int64_t k = 0; k < end - first; ++k) scores[i * width + k] *= scales[k];
+}
+
+// The values mixed by weights [rows · heads, width], into each row's heads.
+void State::mix(const Instruction& one, const Piece& piece, float* scores, int64_t width, int64_t first, int64_t end,
+                int thread) {
+    const CacheShape& shape = model_.program.caches[(size_t)one.number];
+    const Place& place = place_of(one);
+    const Store& store = store_of(one, piece.row);
+    const int64_t rows = piece.rows * piece.heads, room = settings_.room, padded = up_to(shape.width, PANEL);
+    float* mixed = scratch_[(size_t)thread].get() + PIECE * width;
+    float* widened_values = mixed + PIECE * 2 * scratch_room_;
+    if (settings_.cell == CELL_I8) {
+        const float* scales = store.scales.data() + place.value_scales + piece.group * room + first;
+        for (int64_t i = 0; i < rows; ++i)
+            for (int64_t k = 0; k < end - first; ++k) scores[i * width + k] *= scales[k];
+    }
+    for (int64_t column = 0; column < padded; column += PANEL) {
+        const int64_t at = place.values + (piece.group * room + first) * padded + column;
+        const float* values = (const float*)store.cells.get() + at;
+        int64_t value_width = padded;
+        if (settings_.cell != CELL_F32) {
+            for (int64_t k = 0; k < end - first; ++k) {
+                const int64_t from = at + k * padded;
+                if (settings_.cell == CELL_F16) kernels_.widen_half((const uint16_t*)store.cells.get() + from, PANEL, widened_values + k * PANEL);
+                if (settings_.cell == CELL_I8) kernels_.widen_code((const int8_t*)store.cells.get() + from, PANEL, widened_values + k * PANEL);
+            }
+            values = widened_values, value_width = PANEL;
+        }
+        kernels_.panel(scores, width, rows, values, value_width, end - first, mixed + column, padded);
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+        float* out = row_of(one.out, piece.row + i / piece.heads) + (piece.head + i % piece.heads) * shape.width;
+        std::memcpy(out, mixed + i * padded, (size_t)shape.width * sizeof(float));
+    }
+}
+
+void State::add_bias(const Instruction& one, float* scores, int64_t head, int64_t place, int64_t first, int64_t count) const {
+    if (one.bias_kind == BUCKETS) {
+        const float* table = model_.vectors[(size_t)one.weight].data();
+        for (int64_t k = 0; k < count; ++k) scores[k] += table[bucket_of(one, first + k - place) * one.heads + head];
+        return;
+    }
+    const float slope = one.slopes[(size_t)head];
+    if (one.bias_kind == SLOPES) {
+        for (int64_t k = 0; k < count; ++k) scores[k] -= one.eps * slope * (float)std::abs(first + k - place);
+        return;
+    }
+    const float rounded = rounded_to_bfloat16(slope);
+    for (int64_t k = 0; k < count; ++k)
+        scores[k] += one.eps * rounded_to_bfloat16(rounded * rounded_to_bfloat16((float)(first + k)));
+}
+
+}  // namespace polyformer

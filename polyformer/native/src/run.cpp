@@ -1,0 +1,486 @@
+#include "run.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "refused.h"
+#include "vectors.h"
+
+namespace polyformer {
+
+namespace {
+
+constexpr int64_t MOST_ROWS = 1 << 16, ROWS_OF_PIECE = 12, PANEL = 16, PAGE = 4096;
+
+int64_t up_to(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+int64_t bytes_of(Cell cell) { return cell == CELL_F32 ? 4 : cell == CELL_F16 ? 2 : 1; }
+
+}  // namespace
+
+Model::Model(Program given)
+    : program(std::move(given)), matrices(program.weights.size()), vectors(program.weights.size()),
+      given_(program.weights.size()) {}
+
+void Model::give(int64_t number, Kind kind, const Given& given) {
+    if (number < 0 || number >= (int64_t)program.weights.size()) refuse("there is no weight %lld", (long long)number);
+    const WeightShape& shape = program.weights[(size_t)number];
+    if (shape.packed) {
+        matrices[(size_t)number] = pack(kind, shape.rows, shape.columns, given);
+    } else {
+        vectors[(size_t)number] = plain(shape.rows, shape.columns, given);
+    }
+    given_[(size_t)number] = true;
+}
+
+void Model::check() const {
+    for (size_t i = 0; i < given_.size(); ++i)
+        if (!given_[i]) refuse("weight %zu was not given", i);
+    for (const auto* part : {&program.write, &program.read})
+        for (const Instruction& one : *part)
+            if (one.code == ADD_PLACES && matrices[(size_t)one.weight].kind != F32) refuse("places are held as floats");
+}
+
+State::State(const Model& model, const Settings& settings)
+    : model_(model), settings_(settings), kernels_(kernels_here(settings.plain)), pool_(settings.threads) {
+    model.check();
+    const Program& program = model.program;
+    text_ = layout(false, false, &text_cells_, &text_scales_);
+    memory_ = layout(true, false, &memory_cells_, &memory_scales_);
+    reading_ = layout(false, true, &reading_cells_, &reading_scales_);
+    slots_.resize((size_t)settings.slots);
+    write_ = phases_of(program.write), read_ = phases_of(program.read);
+    registers_.resize(program.registers.size());
+    cosines_.resize(program.waves.size());
+    pieces_.resize(std::max(write_.size(), read_.size()));
+    for (const Instruction& one : program.write)
+        looks_back_ |= one.code == LOOK && program.caches[(size_t)one.number].memory;
+    scratch_.resize((size_t)settings.threads);
+    counters_ = std::make_unique<std::atomic<int64_t>[]>(8 * (std::max(write_.size(), read_.size()) + 1));
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// What sequences hold
+
+std::vector<Place> State::layout(bool memory, bool reading, int64_t* cells, int64_t* scales) const {
+    const Program& program = model_.program;
+    std::vector<Place> found(program.caches.size());
+    std::vector<bool> read(program.caches.size());
+    for (const Instruction& one : program.read)
+        if (one.code == REMEMBER || one.code == LOOK) read[(size_t)one.number] = true;
+    for (size_t i = 0; i < found.size(); ++i) {
+        const CacheShape& shape = program.caches[i];
+        if (shape.memory != memory || (!memory && read[i] != reading)) continue;
+        found[i].keys = *cells;
+        *cells += product_of(shape.groups, settings_.room, shape.width);
+        found[i].values = *cells;
+        *cells += product_of(shape.groups, settings_.room, up_to(shape.width, PANEL));
+        if (settings_.cell == CELL_I8) {
+            found[i].key_scales = *scales, found[i].value_scales = *scales + product_of(shape.groups, settings_.room);
+            *scales += product_of(2, shape.groups, settings_.room);
+        }
+        product_of(*cells, 4);
+    }
+    return found;
+}
+
+std::shared_ptr<Store> State::store(int64_t cells, int64_t scales) const {
+    auto found = std::make_shared<Store>();
+    // Large pieces come from the system as zeros and take no memory before they are written to.
+    const int64_t bytes = std::max<int64_t>(product_of(cells, bytes_of(settings_.cell)), 1);
+    found->cells.reset((uint8_t*)std::calloc((size_t)bytes, 1));
+    if (!found->cells) refuse("there is no memory for a cache of %lld bytes", (long long)bytes);
+    found->scales.resize((size_t)scales);
+    return found;
+}
+
+int64_t State::length(int64_t slot) const {
+    if (slot < 0 || slot >= settings_.slots) refuse("there is no slot %lld; there are %lld", (long long)slot, (long long)settings_.slots);
+    const Slot& one = slots_[(size_t)slot];
+    return one.text ? one.text->length : 0;
+}
+
+void State::truncate(int64_t slot, int64_t length) {
+    if (length < 0 || length > this->length(slot)) refuse("slot %lld holds no %lld tokens", (long long)slot, (long long)length);
+    if (slots_[(size_t)slot].text) slots_[(size_t)slot].text->length = length;
+}
+
+void State::clear(int64_t slot) {
+    length(slot);
+    slots_[(size_t)slot] = Slot{};
+}
+
+void State::copy(int64_t source, int64_t target, int64_t length) {
+    if (length < 0 || length > this->length(source)) refuse("slot %lld holds no %lld tokens", (long long)source, (long long)length);
+    this->length(target);
+    if (source == target) return truncate(source, length);
+    const Slot& from = slots_[(size_t)source];
+    Slot& to = slots_[(size_t)target];
+    to.memory = from.memory;
+    if (!to.text && length) to.text = store(text_cells_, text_scales_);
+    if (to.text) to.text->length = length, to.text->touched = std::max(to.text->touched, length);
+    const int64_t cell = bytes_of(settings_.cell), room = settings_.room, held = up_to(length, PANEL);
+    for (size_t i = 0; i < text_.size() && length; ++i) {
+        const Place& place = text_[i];
+        if (place.keys < 0) continue;
+        const CacheShape& shape = model_.program.caches[i];
+        const int64_t value = up_to(shape.width, PANEL);
+        for (int64_t group = 0; group < shape.groups; ++group) {
+            const int64_t keys = (place.keys + group * room * shape.width) * cell;
+            const int64_t values = (place.values + group * room * value) * cell;
+            std::memcpy(to.text->cells.get() + keys, from.text->cells.get() + keys, (size_t)(held * shape.width * cell));
+            std::memcpy(to.text->cells.get() + values, from.text->cells.get() + values, (size_t)(length * value * cell));
+            if (settings_.cell != CELL_I8) continue;
+            for (const int64_t first : {place.key_scales + group * room, place.value_scales + group * room})
+                std::copy_n(from.text->scales.begin() + first, length, to.text->scales.begin() + first);
+        }
+    }
+}
+
+int64_t State::bytes_for(const std::vector<Place>& layout, int64_t tokens) const {
+    const int64_t cell = bytes_of(settings_.cell);
+    int64_t total = 0;
+    for (size_t i = 0; i < layout.size(); ++i) {
+        if (layout[i].keys < 0) continue;
+        const CacheShape& shape = model_.program.caches[i];
+        for (const int64_t width : {shape.width, up_to(shape.width, PANEL)})
+            total += shape.groups * up_to(tokens * width * cell, PAGE);
+        if (settings_.cell == CELL_I8) total += 2 * shape.groups * settings_.room * 4;
+    }
+    return total;
+}
+
+int64_t State::bytes_for(int64_t tokens, int64_t source) const {
+    return bytes_for(text_, tokens) + bytes_for(memory_, source);
+}
+
+int64_t State::bytes() const {
+    int64_t total = transient_ ? bytes_for(reading_, transient_->touched) : 0;
+    std::vector<const Store*> seen;
+    for (const Slot& slot : slots_) {
+        if (slot.text) total += bytes_for(text_, slot.text->touched);
+        if (slot.memory && std::find(seen.begin(), seen.end(), slot.memory.get()) == seen.end()) {
+            total += bytes_for(memory_, slot.memory->touched);
+            seen.push_back(slot.memory.get());
+        }
+    }
+    return total;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Steps
+
+bool State::coded(const Instruction& one) const {
+    for (const Product& product : one.products)
+        if (model_.matrices[(size_t)product.matrix].kind != F32) return true;
+    return false;
+}
+
+std::vector<State::Phase> State::phases_of(const std::vector<Instruction>& part) const {
+    std::vector<Phase> found(1);
+    bool picked = false;
+    for (const Instruction& one : part) {
+        if (one.code == MULTIPLY || one.code == LOOK) {
+            if (one.code == MULTIPLY && coded(one)) found.back().quantised_for = &one;
+            found.back().picked = picked;
+            Phase all;
+            all.all = &one, all.picked = picked;
+            found.push_back(all);
+            found.emplace_back();
+        } else if (one.code == PICK_ROWS) {
+            found.back().picked = picked;
+            picked = true;
+            found.emplace_back();
+            found.back().rows.push_back(&one);
+        } else {
+            found.back().rows.push_back(&one);
+        }
+        found.back().picked = picked;
+    }
+    found.erase(std::remove_if(found.begin(), found.end(),
+                               [](const Phase& one) { return !one.all && one.rows.empty() && !one.quantised_for; }),
+                found.end());
+    return found;
+}
+
+void State::check(const Tokens& tokens) const {
+    const Program& program = model_.program;
+    const int64_t known = is_reading_ ? program.tokens_read : program.tokens_written;
+    if (tokens.count < 1 || tokens.count > MOST_ROWS) refuse("a step takes 1 to %lld tokens", (long long)MOST_ROWS);
+    std::vector<int64_t> ends((size_t)settings_.slots, -1);
+    for (int64_t i = 0; i < tokens.count; ++i) {
+        const int64_t slot = tokens.slots[i], place = tokens.places[i], held = is_reading_ ? i : length(slot);
+        if (known && (tokens.ids[i] < 0 || tokens.ids[i] >= known))
+            refuse("there is no token %lld in a vocabulary of %lld", (long long)tokens.ids[i], (long long)known);
+        int64_t& end = ends[(size_t)slot];
+        if (place < 0 || (end < 0 ? place > held : place != end))
+            refuse("slot %lld holds %lld tokens; the next can't stand at place %lld", (long long)slot, (long long)(end < 0 ? held : end), (long long)place);
+        if (place >= settings_.room) refuse("place %lld is beyond the room for %lld tokens", (long long)place, (long long)settings_.room);
+        if (program.length && place >= program.length) refuse("place %lld is beyond the model's %lld places", (long long)place, (long long)program.length);
+        end = place + 1;
+    }
+    if (tokens.wanted < 0 || tokens.wanted > tokens.count) refuse("more scores are wanted than there are tokens");
+    for (int64_t i = 0; i < tokens.wanted; ++i)
+        if (tokens.rows[i] < 0 || tokens.rows[i] >= tokens.count) refuse("scores are wanted of a row that isn't there");
+}
+
+void State::make_room(int64_t rows) {
+    const Program& program = model_.program;
+    if (rows > row_room_) {
+        row_room_ = 0;  // should memory run out in between
+        int64_t widest = 1;
+        for (size_t i = 0; i < registers_.size(); ++i) {
+            registers_[i] = memory_for<float>(product_of(rows, program.registers[i]) + 2 * BLOCK);
+            widest = std::max(widest, program.registers[i]);
+        }
+        const int64_t groups = (widest + GROUP - 1) / GROUP;
+        codes_ = memory_for<int8_t>(product_of(rows, groups, GROUP));
+        code_scales_ = memory_for<float>(product_of(rows, groups));
+        code_sums_ = memory_for<float>(product_of(rows, groups));
+        for (size_t i = 0; i < cosines_.size(); ++i)
+            cosines_[i] = memory_for<float>(product_of(rows, 2, (int64_t)program.waves[i].rates.size()));
+        row_room_ = rows;
+    }
+    if (scratch_room_) return;
+    int64_t width = PANEL;
+    for (const CacheShape& shape : program.caches) width = std::max(width, up_to(shape.width, PANEL));
+    const int64_t numbers = product_of(ROWS_OF_PIECE, 2 * width + settings_.room + PANEL) + PANEL * (width + settings_.room);
+    for (auto& one : scratch_) one = memory_for<float>(numbers);
+    scratch_room_ = width;
+}
+
+void State::step(const Tokens& tokens, float* scores) {
+    is_reading_ = false;
+    check(tokens);
+    for (int64_t i = 0; i < tokens.count; ++i) {
+        Slot& slot = slots_[(size_t)tokens.slots[i]];
+        if (looks_back_ && !slot.memory) refuse("slot %lld has read no text to look at", (long long)tokens.slots[i]);
+        if (!slot.text) slot.text = store(text_cells_, text_scales_);
+    }
+    make_room(tokens.count);
+    run(write_, tokens);
+    for (int64_t i = 0; i < tokens.count; ++i) {
+        Store& text = *slots_[(size_t)tokens.slots[i]].text;
+        text.length = tokens.places[i] + 1, text.touched = std::max(text.touched, text.length);
+    }
+    const int64_t vocabulary = model_.program.vocabulary;
+    if (tokens.wanted)
+        std::memcpy(scores, registers_[(size_t)model_.program.scores].get(), (size_t)(tokens.wanted * vocabulary) * sizeof(float));
+}
+
+void State::read(int64_t slot, int64_t count, const int64_t* ids) {
+    if (read_.empty()) refuse("this program reads no text beside the one that it writes");
+    length(slot);
+    if (count < 1 || count > MOST_ROWS) refuse("a text has 1 to %lld tokens", (long long)MOST_ROWS);
+    std::vector<int64_t> slots((size_t)count, slot), places((size_t)count);
+    for (int64_t i = 0; i < count; ++i) places[(size_t)i] = i;
+    const Tokens tokens{count, ids, slots.data(), places.data(), 0, nullptr};
+    is_reading_ = true;
+    check(tokens);
+    if (!transient_) transient_ = store(reading_cells_, reading_scales_);
+    make_room(count);
+    Slot fresh;
+    fresh.memory = store(memory_cells_, memory_scales_);
+    fresh.memory->length = fresh.memory->touched = count;
+    transient_->length = count, transient_->touched = std::max(transient_->touched, count);
+    slots_[(size_t)slot] = fresh;
+    run(read_, tokens);
+}
+
+void State::run(const std::vector<Phase>& phases, const Tokens& tokens) {
+    tokens_ = tokens;
+    for (size_t i = 0; i < phases.size(); ++i) {
+        counters_[8 * i].store(0, std::memory_order_relaxed);
+        const Instruction* one = phases[i].all;
+        if (one && one->code == LOOK) pieces_of(*one, pieces_[i]);
+    }
+    pool_.run([&](int thread) { work(phases, thread); });
+}
+
+void State::work(const std::vector<Phase>& phases, int thread) {
+    const int64_t threads = settings_.threads, count = tokens_.count;
+    const auto first = [&](int64_t n, int64_t i) { return n * i / threads; };
+    for (int64_t row = first(count, thread); row < first(count, thread + 1); ++row) {
+        for (size_t i = 0; i < cosines_.size(); ++i) {
+            const Waves& waves = model_.program.waves[i];
+            const int64_t pairs = (int64_t)waves.rates.size();
+            float* cosines = cosines_[i].get() + row * 2 * pairs;
+            for (int64_t k = 0; k < pairs; ++k) {
+                const float angle = (float)tokens_.places[row] * waves.rates[(size_t)k];
+                cosines[k] = std::cos(angle) * waves.strength;
+                cosines[pairs + k] = std::sin(angle) * waves.strength;
+            }
+        }
+    }
+    for (size_t i = 0; i < phases.size(); ++i) {
+        const Phase& phase = phases[i];
+        if (phase.picked && !tokens_.wanted) return;  // all threads go
+        const int64_t rows = phase.picked ? tokens_.wanted : count;
+        if (i) pool_.meet();
+        if (!phase.all) {
+            row_by_row(phase, first(rows, thread), first(rows, thread + 1));
+        } else if (phase.all->code == MULTIPLY) {
+            products(phase, (int64_t)i);
+        } else {
+            attention(*phase.all, (int64_t)i, thread);
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// What is done row by row
+
+float* State::row_of(int32_t number, int64_t row) const { return registers_[(size_t)number].get() + row * wide(number); }
+
+void State::row_by_row(const Phase& phase, int64_t first, int64_t end) {
+    for (int64_t row = first; row < end; ++row) {
+        for (const Instruction* one : phase.rows) one_row(*one, row);
+        if (phase.quantised_for) quantise(*phase.quantised_for, row);
+    }
+}
+
+void State::one_row(const Instruction& one, int64_t row) {
+    const int64_t width = one.out < 0 ? 0 : wide(one.out);
+    float* out = one.out < 0 ? nullptr : row_of(one.out, row);
+    const float* x = one.x < 0 || one.code == PICK_ROWS ? nullptr : row_of(one.x, row);
+    const auto vector = [&](int32_t number) { return number < 0 ? nullptr : model_.vectors[(size_t)number].data(); };
+    switch (one.code) {
+        case TAKE_TOKENS:
+            model_.matrices[(size_t)one.weight].row(tokens_.ids[row], out);
+            for (int64_t i = 0; i < width; ++i) out[i] *= one.scale;
+            break;
+        case ADD_PLACES: {
+            const int64_t place = tokens_.places[row] + one.offset;
+            const float* table = (const float*)model_.matrices[(size_t)one.weight].block(place / BLOCK) + place % BLOCK;
+            for (int64_t i = 0; i < width; ++i) out[i] = x[i] + table[i * BLOCK];
+            break;
+        }
+        case NORM_ROWS:
+            for (int64_t i = 0; i < width; i += one.width)
+                kernels_.norm(x + i, out + i, one.width, vector(one.weight), vector(one.bias), one.eps, one.scale, one.choice == 0);
+            break;
+        case ROTATE: turn(one, row); break;
+        case REMEMBER: remember(one, row); break;
+        case APPLY: kernels_.apply(one.choice, x, nullptr, out, width); break;
+        case GATE: kernels_.apply(one.choice, x, row_of(one.y, row), out, width); break;
+        case ADD_ROWS: {
+            const float* y = row_of(one.y, row);
+            for (int64_t i = 0; i < width; ++i) out[i] = x[i] + y[i];
+            break;
+        }
+        case SCALE_ROWS:
+            for (int64_t i = 0; i < width; ++i) out[i] = x[i] * one.scale;
+            break;
+        case CLIP_ROWS:
+            for (int64_t i = 0; i < width; ++i) out[i] = std::min(std::max(x[i], -one.cap), one.cap);
+            break;
+        case CAP_ROWS:
+            for (int64_t i = 0; i < width; ++i) out[i] = std::tanh(x[i] / one.cap) * one.cap;
+            break;
+        case PICK_ROWS: std::memcpy(out, row_of(one.x, tokens_.rows[row]), (size_t)width * sizeof(float)); break;
+        default: break;
+    }
+}
+
+void State::turn(const Instruction& one, int64_t row) {
+    const int64_t pairs = (int64_t)model_.program.waves[(size_t)one.number].rates.size(), width = wide(one.x) / one.heads;
+    const float *cosines = cosines_[(size_t)one.number].get() + row * 2 * pairs, *sines = cosines + pairs;
+    const float* x = row_of(one.x, row);
+    float* out = row_of(one.out, row);
+    const int64_t apart = one.choice == 0 ? pairs : 1, step = one.choice == 0 ? 1 : 2;
+    for (int64_t head = 0; head < one.heads; ++head, x += width, out += width) {
+        for (int64_t i = 0; i < pairs; ++i) {
+            const float first = x[i * step], second = x[i * step + apart];
+            out[i * step] = first * cosines[i] - second * sines[i];
+            out[i * step + apart] = second * cosines[i] + first * sines[i];
+        }
+        if (out != x) std::copy(x + 2 * pairs, x + width, out + 2 * pairs);
+    }
+}
+
+const Place& State::place_of(const Instruction& one) const {
+    const CacheShape& shape = model_.program.caches[(size_t)one.number];
+    return (shape.memory ? memory_ : is_reading_ ? reading_ : text_)[(size_t)one.number];
+}
+
+Store& State::store_of(const Instruction& one, int64_t row) const {
+    if (model_.program.caches[(size_t)one.number].memory) return *slots_[(size_t)tokens_.slots[row]].memory;
+    return is_reading_ ? *transient_ : *slots_[(size_t)tokens_.slots[row]].text;
+}
+
+void State::remember(const Instruction& one, int64_t row) {
+    const CacheShape& shape = model_.program.caches[(size_t)one.number];
+    const Place& place = place_of(one);
+    Store& store = store_of(one, row);
+    const int64_t token = tokens_.places[row], room = settings_.room, padded = up_to(shape.width, PANEL);
+    for (int64_t group = 0; group < shape.groups; ++group) {
+        const float *key = row_of(one.x, row) + group * shape.width, *value = row_of(one.y, row) + group * shape.width;
+        const int64_t keys = place.keys + (group * room + token / PANEL * PANEL) * shape.width + token % PANEL;
+        const int64_t values = place.values + (group * room + token) * padded;
+        float key_by = 1, value_by = 1;
+        if (settings_.cell == CELL_I8) {
+            float most_key = 0, most_value = 0;
+            for (int64_t i = 0; i < shape.width; ++i)
+                most_key = std::max(most_key, std::fabs(key[i])), most_value = std::max(most_value, std::fabs(value[i]));
+            store.scales[(size_t)(place.key_scales + group * room + token)] = most_key / 127;
+            store.scales[(size_t)(place.value_scales + group * room + token)] = most_value / 127;
+            key_by = most_key > 0 ? 127 / most_key : 0, value_by = most_value > 0 ? 127 / most_value : 0;
+        }
+        for (int64_t i = 0; i < shape.width; ++i) {
+            if (settings_.cell == CELL_F32) {
+                ((float*)store.cells.get())[keys + i * PANEL] = key[i];
+                ((float*)store.cells.get())[values + i] = value[i];
+            } else if (settings_.cell == CELL_F16) {
+                ((uint16_t*)store.cells.get())[keys + i * PANEL] = narrowed(key[i]);
+                ((uint16_t*)store.cells.get())[values + i] = narrowed(value[i]);
+            } else {
+                ((int8_t*)store.cells.get())[keys + i * PANEL] = (int8_t)std::nearbyint(key[i] * key_by);
+                ((int8_t*)store.cells.get())[values + i] = (int8_t)std::nearbyint(value[i] * value_by);
+            }
+        }
+    }
+}
+
+void State::quantise(const Instruction& one, int64_t row) {
+    const int64_t width = wide(one.x), groups = (width + GROUP - 1) / GROUP;
+    kernels_.quantise(row_of(one.x, row), width, groups, codes_.get() + row * groups * GROUP,
+                      code_scales_.get() + row * groups, code_sums_.get() + row * groups);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Products: blocks of 16 outputs, which threads take in pieces as they come to them
+
+void State::products(const Phase& phase, int64_t number) {
+    const Instruction& one = *phase.all;
+    const int64_t rows = phase.picked ? tokens_.wanted : tokens_.count, width = wide(one.x);
+    int64_t blocks = 0, widest = 0;
+    for (const Product& product : one.products) {
+        blocks += model_.matrices[(size_t)product.matrix].blocks;
+        widest = std::max<int64_t>(widest, model_.matrices[(size_t)product.matrix].kind == F32 ? 4 : 1);
+    }
+    const Operand x{row_of(one.x, 0), width, codes_.get(), code_scales_.get(), code_sums_.get(), (width + GROUP - 1) / GROUP};
+    // Rows that stay in a core's cache while a piece of the matrix goes by
+    const int64_t some = std::max<int64_t>(24, ((int64_t)192 << 10) / (width * widest) / 24 * 24);
+    const int64_t piece = std::max<int64_t>(1, blocks / (8 * settings_.threads));
+    std::atomic<int64_t>& counter = counters_[8 * number];
+    for (;;) {
+        const int64_t begin = counter.fetch_add(piece, std::memory_order_relaxed);
+        if (begin >= blocks) return;
+        for (int64_t row = 0; row < rows; row += some) {
+            int64_t before = 0;
+            for (const Product& product : one.products) {
+                const Matrix& matrix = model_.matrices[(size_t)product.matrix];
+                const int64_t from = std::max<int64_t>(begin - before, 0), end = std::min(begin + piece - before, matrix.blocks);
+                const float* bias = product.bias < 0 ? nullptr : model_.vectors[(size_t)product.bias].data();
+                for (int64_t block = from; block < end; ++block) {
+                    const Target target{bias ? bias + block * BLOCK : nullptr, row_of(product.out, 0) + block * BLOCK,
+                                        wide(product.out), std::min(BLOCK, matrix.rows - block * BLOCK)};
+                    kernels_.product[matrix.kind](matrix.block(block), x, row, std::min(some, rows - row), target);
+                }
+                before += matrix.blocks;
+            }
+        }
+    }
+}
+
+}  // namespace polyformer
