@@ -10,7 +10,7 @@ from polyformer.errors import SpecError
 if TYPE_CHECKING:
     from polyformer.data.chat import Message
     from polyformer.data.tokenizer import TextPairTokenizer
-    from polyformer.generate import Capacity, Engine, Request, Sampling
+    from polyformer.generate import Capacity, Engine, Guesser, Request, Sampling
     from polyformer.loaded.model import Loaded
 
 
@@ -40,11 +40,22 @@ def context_of(loaded: Loaded) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def engine_for(loaded: Loaded, slots: int, capacity: Capacity | None) -> Engine:
-    """Return an engine that runs the model in PyTorch."""
+def engine_for(loaded: Loaded, slots: int, capacity: Capacity | None, guess: str | None = None) -> Engine:
+    """Return an engine that runs the model in PyTorch; raises `SpecError` for a way of guessing that isn't known."""
     from polyformer.generate import Engine, TorchRunner
 
-    return Engine(TorchRunner(loaded.model, slots, context_of(loaded)), capacity)
+    runner = TorchRunner(loaded.model, slots, context_of(loaded))
+    return Engine(runner, capacity, None if guess is None else _guesser(loaded, slots, guess))
+
+
+def _guesser(loaded: Loaded, slots: int, guess: str) -> Guesser:
+    from polyformer.generate import Draft, PromptLookup, TorchRunner, early_exit
+
+    if guess == "lookup":
+        return PromptLookup()
+    if not guess.isdigit():
+        raise SpecError(f"tokens are guessed by lookup or a number of blocks, not '{guess}'")
+    return Draft(TorchRunner(early_exit(loaded.model, int(guess)), slots, context_of(loaded)))
 
 
 def requests_for(loaded: Loaded, texts: Sequence[str], settings: Sampling) -> list[Request]:
