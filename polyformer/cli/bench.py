@@ -94,9 +94,10 @@ def generate(
     guess: Annotated[
         str | None, typer.Option(metavar="WAY", help="Guess tokens: lookup, or by so many first blocks, such as 10.")
     ] = None,
+    runtime: Annotated[str, typer.Option(help="What runs the model: torch or native.")] = "torch",
     as_json: AsJson = False,
 ) -> None:
-    """Measure how fast a model writes in PyTorch: one text, and several at once."""
+    """Measure how fast a model writes: one text, and several at once."""
     from rich.console import Console
     from rich.table import Table
 
@@ -108,9 +109,9 @@ def generate(
         raise RunError(f"--guess knows lookup, or a number of blocks, not '{guess}'")
     asked = Writing(prompt, written, tuple(int(count) for count in together.split(",")), rounds)
     loaded = load_model(model)
-    rates = measure(lambda count: loaded.engine(count, guess=guess), asked)
+    rates = measure(lambda count: loaded.engine(count, guess=guess, runtime=runtime), asked)
     if as_json:
-        typer.echo(json.dumps({"model": str(model), "asked": asked.to_data(), **rates.to_data()}))
+        typer.echo(json.dumps({"model": str(model), "runtime": runtime, "asked": asked.to_data(), **rates.to_data()}))
         return
     table = Table("texts", "read, tokens/s", "written, tokens/s", "times one", "first token, s", "cache, MB", box=None)
     for rate in rates.rates:
