@@ -36,7 +36,7 @@ def continue_texts(
     if not prompts:
         raise SpecError("each prompt must have at least one token")
     engine = Engine(runner_of(model, min(TOGETHER, len(prompts))), Capacity(waiting=len(prompts)))
-    given = sources or [None] * len(prompts)
+    given: Sequence[Sequence[int] | None] = sources or [None] * len(prompts)
     handles = [
         engine.submit(Request(prompt, settings.replace(seed=settings.seed + i), ends, source))
         for i, (prompt, source) in enumerate(zip(prompts, given, strict=True))
