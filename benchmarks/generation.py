@@ -1,12 +1,14 @@
 """Writing speed of the native runtime beside PyTorch, llama.cpp, and the time that reading the weights once takes.
 
-    python benchmarks/generation.py MODEL.gguf [--json FILE] [--threads 2] [--rounds 5] [--tokens 48]
+    python benchmarks/generation.py MODEL.gguf [--json FILE] [--threads 2] [--rounds 5] [--tokens 48] [--forms q8,q4]
 
 Three figures for each contender: tokens a second alone, of eight sequences at once (all together), and of a prompt of
 512 tokens. Contenders take turns, round after round, in one process, so that the machine's moods reach all alike; the
 figures are medians. Beside each native form stand the bound, which is the speed at which memory is read (measured in
 every round, over 256 MB) divided by the bytes of the matrices that a token needs, and the logit error: the distance of
 its scores from those of the file's weights in single precision, ‖found - wanted‖ / ‖wanted‖, over a text.
+
+On a machine that isn't quiet, `--busy` measures the processor's time of one thread in place of the clock's.
 
 llama.cpp takes part where llama-cpp-python is installed (built for this machine: CMAKE_ARGS="-DGGML_NATIVE=ON").
 """
@@ -64,6 +66,7 @@ class Contender:
     bytes: int = 0
     error: float | None = None
     speeds: dict[str, list[float]] = field(default_factory=dict)
+    clock: Callable[[], float] = time.perf_counter
 
     def round(self, tokens: int) -> None:
         """Time all three once; each figure is of the median step."""
@@ -74,9 +77,9 @@ class Contender:
         self._note("prompt", PROMPT, [self._seconds(self.read)])
 
     def _seconds(self, work: Callable[[], None]) -> float:
-        start = time.perf_counter()
+        start = self.clock()
         work()
-        return time.perf_counter() - start
+        return self.clock() - start
 
     def _note(self, what: str, count: int, seconds: list[float]) -> None:
         self.speeds.setdefault(what, []).append(count / statistics.median(seconds))
@@ -204,11 +207,11 @@ def llama_cpp(file: Path, threads: int) -> Contender | None:
     )
 
 
-def bandwidth(numbers: np.ndarray, threads: int) -> float:
+def bandwidth(numbers: np.ndarray, threads: int, clock: Callable[[], float]) -> float:
     """Return the bytes a second at which memory is read."""
-    start = time.perf_counter()
+    start = clock()
     required().pf_sum(numbers.ctypes.data, numbers.size, threads)
-    return numbers.nbytes / (time.perf_counter() - start)
+    return numbers.nbytes / (clock() - start)
 
 
 def main() -> None:
@@ -219,14 +222,17 @@ def main() -> None:
     asked.add_argument("--threads", type=int, default=2)
     asked.add_argument("--rounds", type=int, default=5)
     asked.add_argument("--tokens", type=int, default=48)
+    asked.add_argument("--forms", default="as stored,q8,q4,fp32")
+    asked.add_argument("--busy", action="store_true")
     given = asked.parse_args()
+    clock = time.thread_time if given.busy else time.perf_counter
+    given.threads = 1 if given.busy else given.threads
     torch.set_num_threads(given.threads)
     loaded = pf.load(given.model)
     ids = loaded.texts.encode(TEXT)
     with torch.inference_mode():
         wanted = loaded.model(input_ids=torch.tensor([ids])).logits[0]
-    forms: tuple[Precision, ...] = ("as stored", "q8", "q4", "fp32")
-    contenders = [native(given.model, form, given.threads, ids, wanted) for form in forms]
+    contenders = [native(given.model, form, given.threads, ids, wanted) for form in given.forms.split(",")]
     contenders.append(pytorch(loaded.model))
     peer = llama_cpp(given.model, given.threads)
     contenders += [] if peer is None else [peer]
@@ -234,8 +240,9 @@ def main() -> None:
     speeds = []
     for _ in range(given.rounds):
         for one in contenders:
+            one.clock = clock
             one.round(given.tokens)
-            speeds.append(bandwidth(numbers, given.threads))
+            speeds.append(bandwidth(numbers, given.threads, clock))
     report(contenders, statistics.median(speeds), given.json)
 
 
