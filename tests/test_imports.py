@@ -21,7 +21,7 @@ FLOORS = [
     {"native"},
     {"generate", "explain", "swap"},
     {"answer"},
-    {"train", "judge"},
+    {"train", "judge", "bench"},
     {"loaded"},
     {"cli"},
     {"__init__", "__main__"},

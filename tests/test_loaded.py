@@ -328,10 +328,48 @@ def test_the_recommended_search(own: Path) -> None:
     for word, stop in ((True, Early()), ("never", Safe())):
         loaded.generation = Generation.read({"early_stopping": word}, {}, "here")
         assert loaded.recommended().stop == stop
-    for odd in ({"no_repeat_ngram_size": 3}, {"bad_words_ids": [[1, 2]]}):
-        loaded.generation = Generation.read(odd, {}, "here")
-        with pytest.raises(SpecError, match=f"a search with {next(iter(odd))}"):
-            loaded.recommended()
+    loaded.generation = Generation.read({"exponential_decay_length_penalty": [5, 1.1]}, {}, "here")
+    with pytest.raises(SpecError, match="a search with exponential_decay_length_penalty"):
+        loaded.recommended()
+
+
+def test_processors_that_a_checkpoint_recommends(own: Path) -> None:
+    from polyformer.generate import (
+        BadWords,
+        Diverse,
+        MinimumLength,
+        NoRepeatNgram,
+        RepetitionPenalty,
+        Suppress,
+        SuppressFirst,
+    )
+
+    loaded = pf.load(own)
+    said = {
+        "no_repeat_ngram_size": 3,
+        "bad_words_ids": [[7], [1, 2]],
+        "min_length": 56,
+        "repetition_penalty": 1.2,
+        "suppress_tokens": [4],
+        "begin_suppress_tokens": [5],
+        "do_sample": True,
+        "temperature": 0.6,
+        "num_beams": 4,
+        "num_beam_groups": 2,
+        "diversity_penalty": 0.3,
+    }
+    loaded.generation = Generation.read(said, {}, "here")
+    found = loaded.recommended()
+    assert found.forbidden == (7,)
+    assert found.diverse == Diverse(2, 0.3)
+    assert set(found.processors) == {
+        NoRepeatNgram(3),
+        BadWords(((1, 2),)),
+        MinimumLength(55),
+        RepetitionPenalty(1.2),
+        Suppress((4,)),
+        SuppressFirst((5,)),
+    }
 
 
 MEASURE = """

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from polyformer.cli import bench as bench
+from polyformer.cli import compare as compare
 from polyformer.cli import convert as convert
 from polyformer.cli import models as models
+from polyformer.cli import writing as writing
 from polyformer.cli.common import (
     INTERRUPTED,
     AsJson,
@@ -107,20 +110,27 @@ def translate(
 def evaluate(
     run: RunFolder,
     data: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Pairs (.tsv, .jsonl, .po, …); RUN's test split if none.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Pairs (.tsv, .jsonl, .po, …) or texts; RUN's test split if none."),
     ] = None,
     direction: Annotated[
         str | None, typer.Option(metavar="XX-YY", help="What FILE's columns are, such as en-de.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs or texts.")] = None,
     beam: Beam = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge a model on sentence pairs: BLEU, chrF, loss and perplexity."""
+    """Judge a model: on sentence pairs by BLEU, chrF, loss and perplexity, on texts by loss and bits per byte."""
     from polyformer.cli.progress import counting
+    from polyformer.cli.texts import evaluate_language_model
     from polyformer.judge.evaluate import evaluate as judge
 
     loaded = load_model(run)
+    if loaded.model.encoder is None or loaded.model.decoder is None:
+        if direction is not None or beam is not None:
+            raise RunError("--direction and --beam are for translation models; this is a language model")
+        evaluate_language_model(run, loaded, data, limit, as_json)
+        return
     pairs = _pairs(run, loaded, data, direction)[:limit]
     settings = _search(loaded, beam)
     with counting(len(pairs), "translating") as progress:
@@ -215,9 +225,10 @@ def schema(
     """Print the JSON Schema of recipes, by which editors check and complete them."""
     from polyformer.parts import Transformer
     from polyformer.spec import json_schema
-    from polyformer.train.recipe import Recipe
+    from polyformer.train.recipe import recipe_schema
 
-    typer.echo(json.dumps(json_schema(Transformer if model else Recipe), indent=1, ensure_ascii=False))
+    made = json_schema(Transformer) if model else recipe_schema()
+    typer.echo(json.dumps(made, indent=1, ensure_ascii=False))
 
 
 def _search(loaded: Loaded, beam: int | None, nbest: int = 1) -> Search:

@@ -63,7 +63,7 @@ app = typer.Typer(
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of ours, or a Hugging Face folder.")]
 Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A Hugging Face folder, a GGUF file, or a run folder of ours.")
+    Path, typer.Argument(metavar="MODEL", help="A Hugging Face folder, a GGUF file, a run folder of ours, or smollm2.")
 ]
 Beam = Annotated[int | None, typer.Option("--beam", min=1, help="Hypotheses at a time; what RUN recommends, or 4.")]
 Language = Annotated[

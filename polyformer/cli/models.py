@@ -1,66 +1,18 @@
-"""Verbs that ask a published model: write, embed, fill, classify."""
+"""Verbs that ask a published model: embed, fill, classify."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from polyformer.cli.common import AsJson, Model, app, lines_of_input, load_model
 from polyformer.errors import RunError
 
-if TYPE_CHECKING:
-    from polyformer.generate import Sampling
-    from polyformer.loaded import Loaded
-
 Texts = Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Standard input, line by line, if none.")]
 Count = Annotated[int, typer.Option("--top", min=1, help="How many to show.")]
-
-
-@app.command(epilog='Example: polyformer generate SmolLM2-135M-Instruct.Q4_1.gguf "The capital of France is"')
-def generate(
-    model: Model,
-    prompts: Texts = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="How many tokens are written at most.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the chance.")] = 0,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="top_k or top_p: what is drawn among.")
-    ] = None,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Each text is a message, put in the model's chat template.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Continue texts, or answer them with an encoder-decoder model."""
-    from polyformer.generate import Sampling
-    from polyformer.train.recipe import apply_setting
-
-    asked: dict[str, Any] = {"temperature": temperature, "limit": max_tokens, "seed": seed}
-    for setting in settings or []:
-        apply_setting(asked, setting)
-    sampling = Sampling.from_data(asked, "--set")
-    loaded = load_model(model)
-    answers = chat or (loaded.model.encoder is not None and loaded.model.decoder is not None)
-    for some in [prompts] if prompts else lines_of_input():
-        for prompt, text in zip(some, _written(loaded, some, sampling, chat), strict=True):
-            told = json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False)
-            typer.echo(told if as_json else text if answers else prompt + text)
-
-
-def _written(loaded: Loaded, prompts: list[str], settings: Sampling, chat: bool) -> list[str]:
-    from polyformer.generate import Limit
-
-    if chat:
-        return loaded.chat([[{"role": "user", "content": prompt}] for prompt in prompts], settings)
-    if loaded.model.encoder is None or loaded.model.decoder is None:
-        return loaded.generate(prompts, settings)
-    if settings.temperature:
-        raise RunError("an encoder-decoder model is searched, not sampled: leave --temperature at 0")
-    search = loaded.recommended().replace(limit=Limit(settings.limit))
-    return [found[0].text for found in loaded.translate(prompts, search)]
 
 
 @app.command(epilog='Example: polyformer embed all-MiniLM-L6-v2 "A man is eating." "Someone eats." "It rains."')

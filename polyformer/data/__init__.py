@@ -1,17 +1,22 @@
-"""From files and packages to clean sentence pairs, tokens and batches."""
+"""From files and packages to clean sentence pairs or texts, tokens and batches."""
 
 from polyformer.data.batches import Batch, Batches, BatchRecipe, Encoded, encode_pairs
 from polyformer.data.corpus import Corpus
+from polyformer.data.documents import Document, JsonlTexts, TextDataRecipe, TextFiles, Texts, prepare_texts
 from polyformer.data.gettext import Gettext
-from polyformer.data.guess import corpus_of
+from polyformer.data.guess import corpus_of, texts_of
 from polyformer.data.libreoffice import LibreOfficeHelp
 from polyformer.data.marian import MarianTokenizer
+from polyformer.data.masking import MaskedTokens, NextToken, TextObjective
 from polyformer.data.pairs import Pair, read_pairs, split_direction, write_pairs
+from polyformer.data.reader import Reader, TrainingBatch
 from polyformer.data.recipe import DataRecipe, Filters, Report, Splits, prepare
+from polyformer.data.rows import RowRecipe, TextBatch, TextRows, encode_texts
 from polyformer.data.tables import Jsonl, Parallel, Tsv
 from polyformer.data.text import normalise
+from polyformer.data.text_tokenizer import learn_text_tokenizer
 from polyformer.data.tokenizer import PairTokenizer, TextPairTokenizer
-from polyformer.data.vocabulary import TokenizerRecipe
+from polyformer.data.vocabulary import TextTokenizerRecipe, TokenizerRecipe
 
 __all__ = [
     "Batch",
@@ -19,25 +24,43 @@ __all__ = [
     "Batches",
     "Corpus",
     "DataRecipe",
+    "Document",
     "Encoded",
     "Filters",
     "Gettext",
     "Jsonl",
+    "JsonlTexts",
     "LibreOfficeHelp",
     "MarianTokenizer",
+    "MaskedTokens",
+    "NextToken",
     "Pair",
     "PairTokenizer",
     "Parallel",
+    "Reader",
     "Report",
+    "RowRecipe",
     "Splits",
+    "TextBatch",
+    "TextDataRecipe",
+    "TextFiles",
+    "TextObjective",
     "TextPairTokenizer",
+    "TextRows",
+    "TextTokenizerRecipe",
+    "Texts",
     "TokenizerRecipe",
+    "TrainingBatch",
     "Tsv",
     "corpus_of",
     "encode_pairs",
+    "encode_texts",
+    "learn_text_tokenizer",
     "normalise",
     "prepare",
+    "prepare_texts",
     "read_pairs",
     "split_direction",
+    "texts_of",
     "write_pairs",
 ]

@@ -9,9 +9,9 @@ padding known from the start, and a position in it one number.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from polyformer.data.pairs import Pair
+from polyformer.data.reader import IGNORED, Ints, Reader
 from polyformer.data.tokenizer import TextPairTokenizer
-from polyformer.errors import DataError, RunError
+from polyformer.errors import DataError
+from polyformer.parts.flow import Trace
+from polyformer.parts.model import TransformerPart
 from polyformer.spec import Record
-
-Ints = npt.NDArray[np.int64]
-IGNORED = -100  # the label that a loss leaves out; PyTorch's convention
 
 
 class BatchRecipe(Record):
@@ -116,6 +116,13 @@ class Batch:
     target_tokens: int
     rows: Ints
 
+    def hidden(self, model: TransformerPart, trace: Trace | None = None) -> Tensor:
+        """Teacher forcing: return the decoder's rows [B, S, D], each of which has seen the target before it."""
+        device = next(model.parameters()).device
+        memory = model.encode(self.input_ids.to(device), self.attention_mask.to(device), trace=trace)
+        target, real = self.decoder_input_ids.to(device), self.decoder_attention_mask.to(device)
+        return model.decode(target, real, memory, trace=trace)
+
 
 def encode_pairs(tokenizer: TextPairTokenizer, pairs: Sequence[Pair], recipe: BatchRecipe) -> Encoded:
     """Encode pairs once and for all.
@@ -146,7 +153,7 @@ def encode_pairs(tokenizer: TextPairTokenizer, pairs: Sequence[Pair], recipe: Ba
     )
 
 
-class Batches:
+class Batches(Reader[Batch]):
     """An endless iterator of batches, epoch after epoch; each pair comes once in each.
 
     Attributes:
@@ -154,6 +161,8 @@ class Batches:
         index: batches of the current epoch that were given.
         padding: share of the source and target tokens of an epoch that are padding, from 0 to 1.
     """
+
+    what = "pairs"
 
     def __init__(self, data: Encoded, recipe: BatchRecipe) -> None:
         """Plan the batches.
@@ -168,66 +177,24 @@ class Batches:
                 f"{_shortened(data.pairs[worst])}; raise the batch's tokens or lower longest"
             )
         self.data, self.recipe = data, recipe
-        self.epoch = self.index = 0
-        self._sorted = _by_length(data)
-        self._cuts = _cut(data.longer[self._sorted], recipe.tokens)
-        self._order: tuple[Ints, Ints] | None = None
+        items = _by_length(data)
+        super().__init__(items, _cut(data.longer[items], recipe.tokens))
         self.padding = self._padding()
 
-    def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
-        return len(self._cuts) - 1
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        if self._order is None:
-            self._order = self._shuffled()
-        rows, order = self._order
-        number = int(order[self.index])
-        batch = self.collate(rows[self._cuts[number] : self._cuts[number + 1]])
-        self.index += 1
-        if self.index == len(self):
-            self.epoch, self.index, self._order = self.epoch + 1, 0, None
-        return batch
-
-    def in_order(self) -> Iterator[Batch]:
-        """Yield each pair once, from short to long, wherever the endless iteration stands; for evaluation."""
-        for number in range(len(self)):
-            yield self.collate(self._sorted[self._cuts[number] : self._cuts[number + 1]])
-
-    def state(self) -> dict[str, Any]:
-        """Return where the iteration stands, as JSON can hold it."""
-        return {"epoch": self.epoch, "index": self.index, "data": self._fingerprint()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go to where `state()` was taken; the batches that follow are the same as there.
-
-        Raises:
-            RunError: the state belongs to other data, another tokenizer or another recipe.
-        """
-        if state["data"] != self._fingerprint():
-            raise RunError(
-                "the run was left with other training pairs or batches; resume with the same data and recipe"
-            )
-        self.epoch, self.index, self._order = state["epoch"], state["index"], None
-
-    def _fingerprint(self) -> str:
-        """Return a short hash of all that the order of batches depends on."""
+    def fingerprint(self) -> str:
         digest = hashlib.sha256(self.recipe.to_json().encode())
         for column in (self.data.source, self.data.target):
             digest.update(column.starts.tobytes())
             digest.update(column.flat.tobytes())
         return digest.hexdigest()[:16]
 
-    def _shuffled(self) -> tuple[Ints, Ints]:
+    def shuffled(self) -> tuple[Ints, Ints]:
         """Return this epoch's pairs, still by length, and its order of the batches."""
         random = np.random.default_rng([self.recipe.seed, self.epoch])
         mixed = random.permutation(len(self.data))
         return mixed[_by_length(self.data, mixed)], random.permutation(len(self))
 
-    def collate(self, chosen: Ints) -> Batch:
+    def collate(self, chosen: Ints, epoch: int | None = None) -> Batch:
         """Put these pairs into a batch, each side padded to its longest."""
         data = self.data
         source, source_real = data.source.padded(chosen, data.pad_id)
@@ -248,10 +215,10 @@ class Batches:
     def _padding(self) -> float:
         real = given = 0
         for column in (self.data.source, self.data.target):
-            lengths = column.lengths[self._sorted]
-            longest = np.maximum.reduceat(lengths, self._cuts[:-1])
+            lengths = column.lengths[self.items]
+            longest = np.maximum.reduceat(lengths, self.cuts[:-1])
             real += int(lengths.sum())
-            given += int((longest * np.diff(self._cuts)).sum())
+            given += int((longest * np.diff(self.cuts)).sum())
         return 1 - real / given
 
 

@@ -55,7 +55,9 @@ class TextTokenizer:
         self._known = {new: old for old, new in self._names.items()}
         self._written = _any_of(self._names)
         self._drawn = _any_of(self._known)
-        self._bytes = '"ByteLevel"' in json.dumps(read.description.get("decoder"))
+        decoder = json.dumps(read.description.get("decoder"))
+        self._bytes = '"ByteLevel"' in decoder
+        self._unsettled = self._waiting(decoder)
         taken = set(ids.values())
         self.vocabulary = max(taken, default=-1) + 1
         self._taken: Container[int] = taken if len(taken) < self.vocabulary else range(self.vocabulary)
@@ -162,6 +164,23 @@ class TextTokenizer:
         """
         found = [str(self._tokenizer.id_to_token(one)) for one in self._checked(ids)]
         return [self._known[token] if token in self._known else self._readable(token) for token in found]
+
+    def settled(self, token: int) -> bool:
+        """Tell whether the text up to a token stays as it is whatever follows, but for a character that is unfinished.
+
+        Where characters may be spelled in bytes, a run of these is read as a whole, and a wrong one spoils all of it;
+        and some tokenizers tidy up the spaces between tokens afterwards.
+        """
+        return self._unsettled is not None and token not in self._unsettled
+
+    def _waiting(self, decoder: str) -> frozenset[int] | None:
+        """Return the tokens whose text depends on what follows; None if that may be any."""
+        if '"WordPiece"' in decoder or '"CTC"' in decoder:
+            return None
+        if '"ByteFallback"' not in decoder:
+            return frozenset()
+        found = (self._tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+        return frozenset(one for one in found if one is not None)
 
     def token_id(self, token: str) -> int | None:
         """Return the id of a token as the vocabulary writes it, None if there is none."""

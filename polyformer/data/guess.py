@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from polyformer.data.corpus import Corpus
+from polyformer.data.documents import JsonlTexts, TextFiles, Texts
 from polyformer.data.gettext import Gettext
 from polyformer.data.tables import Jsonl, Tsv
 from polyformer.errors import DataError, suggest
@@ -29,3 +30,8 @@ def corpus_of(path: str | Path, languages: tuple[str, str] = ("en", "de")) -> Co
         near = suggest(place.suffix, (*_TABLES, *_CATALOGUES))
         raise DataError(f"can't tell what kind of corpus {path} is by its name{near}")
     return (Jsonl if place.suffix == ".jsonl" else Tsv)(path=str(path), languages=languages)
+
+
+def texts_of(path: str | Path) -> Texts:
+    """Return the corpus of texts at `path`: `JsonlTexts` (.jsonl), or `TextFiles` (any other file, or a folder)."""
+    return JsonlTexts(str(path)) if Path(path).suffix == ".jsonl" else TextFiles((str(path),))

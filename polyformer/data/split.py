@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from polyformer.data.pairs import Pair
 from polyformer.data.text import fold
 from polyformer.errors import DataError
 
 Text = tuple[str, str]  # language, folded text
+T = TypeVar("T")
 
 
 class Shares(NamedTuple):
@@ -32,22 +33,37 @@ def split(pairs: Sequence[Pair], shares: Shares) -> tuple[list[Pair], list[Pair]
     Raises:
         DataError: there are too few groups to hold some out.
     """
-    groups = sorted(_groups(pairs, shares.seed))
-    wanted = min((share for share in (shares.validation, shares.test) if share > 0), default=0.0) * len(pairs)
-    small = [hashed for hashed, group in groups if len(group) <= max(wanted / 10, 8)]
+    groups = _groups(pairs, shares.seed)
+    few = (
+        f"{len(pairs):,} pairs in {len(groups):,} groups of related sentences are too few to hold some out for "
+        "validation and test; give more, or hold out none (validation = 0, test = 0)"
+    )
+    parts = hold_out(groups, shares, few)
+    for part in parts:
+        part.sort(key=lambda pair: (hashed(shares.seed, pair), pair))
+    return parts
+
+
+def hold_out(groups: Iterable[tuple[float, list[T]]], shares: Shares, few: str) -> tuple[list[T], list[T], list[T]]:
+    """Share out groups by their hashes, smallest first: (train, validation, test).
+
+    Args:
+        few: what to say where there are too few groups to hold some out.
+    Raises:
+        DataError: there are.
+    """
+    groups = sorted(groups, key=lambda one: one[0])
+    total = sum(len(group) for _, group in groups)
+    wanted = min((share for share in (shares.validation, shares.test) if share > 0), default=0.0) * total
+    small = [number for number, group in groups if len(group) <= max(wanted / 10, 8)]
     tests = _count(small, 0.0, shares.test)
     validations = _count(small[tests:], shares.test, shares.test + shares.validation)
     if tests + validations >= len(groups):
-        raise DataError(
-            f"{len(pairs):,} pairs in {len(groups):,} groups of related sentences are too few to hold some out for "
-            "validation and test; give more, or hold out none (validation = 0, test = 0)"
-        )
+        raise DataError(few)
     place = dict.fromkeys(small[:tests], 2) | dict.fromkeys(small[tests : tests + validations], 1)
-    parts: tuple[list[Pair], list[Pair], list[Pair]] = ([], [], [])
-    for hashed, group in groups:
-        parts[place.get(hashed, 0)].extend(group)
-    for part in parts:
-        part.sort(key=lambda pair: (_hash(shares.seed, pair), pair))
+    parts: tuple[list[T], list[T], list[T]] = ([], [], [])
+    for number, group in groups:
+        parts[place.get(number, 0)].extend(group)
     return parts
 
 
@@ -56,7 +72,7 @@ def _count(hashes: Sequence[float], start: float, stop: float) -> int:
     return max(sum(value < stop for value in hashes), 1) if stop > start else 0
 
 
-def _groups(pairs: Sequence[Pair], seed: int) -> Iterable[tuple[float, list[Pair]]]:
+def _groups(pairs: Sequence[Pair], seed: int) -> list[tuple[float, list[Pair]]]:
     """Return the groups with their hashes, by union-find over texts."""
     parent: dict[Text, Text] = {}
 
@@ -75,10 +91,10 @@ def _groups(pairs: Sequence[Pair], seed: int) -> Iterable[tuple[float, list[Pair
     members: dict[Text, list[Pair]] = {}
     for source, pair in zip(sources, pairs, strict=True):
         members.setdefault(root(source), []).append(pair)
-    return [(_hash(seed, smallest), group) for smallest, group in members.items()]
+    return [(hashed(seed, smallest), group) for smallest, group in members.items()]
 
 
-def _hash(seed: int, texts: tuple[str, ...]) -> float:
+def hashed(seed: int, texts: tuple[str, ...]) -> float:
     """Return a number in [0, 1) that is the same on every machine."""
     digest = hashlib.sha256("\0".join((str(seed), *texts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -6,7 +6,7 @@ import re
 import unicodedata
 
 # Control characters that are no white space; soft hyphen, zero-width space, byte order mark; lone surrogates.
-_UNWANTED = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u200b\ufeff\ud800-\udfff]")
+UNWANTED = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u200b\ufeff\ud800-\udfff]")
 PLACEHOLDER = re.compile(r"%\(\w+\)[a-zA-Z]|%\d*\$?[sdifgxcru]\b|%\d|\$?\{[\w.!:]*\}|\$\w+")
 _NO_WORD = re.compile(r"[\W\d_]+")
 
@@ -42,7 +42,7 @@ def normalise(text: str) -> str:
     """
     if text.isascii() and text.isprintable() and "  " not in text:
         return text.strip()
-    return " ".join(unicodedata.normalize("NFC", _UNWANTED.sub("", text)).split())
+    return " ".join(unicodedata.normalize("NFC", UNWANTED.sub("", text)).split())
 
 
 def fold(text: str) -> str:

@@ -3,7 +3,8 @@
 All kinds cut a text into the same small runs first: letters of one kind of script, single digits, and repeats of one
 mark, each with the space before it. No run has both a letter and a mark, so that no text, however it is typed, can
 become a control token such as "</s>" or "<2de>"; and a run of Chinese does not swallow the Latin word beside it.
-The space is written "▁" and put before the first word too, so that a word is the same wherever it stands.
+The space is written "▁". In sentences it is put before the first word too, so that a word is the same wherever it
+stands; documents, which are written on from any place and have lines, are left as they are.
 """
 
 from __future__ import annotations
@@ -38,39 +39,62 @@ def _runs(space: str) -> Regex:
     return Regex(rf"{space}?(?:[{_EAST_ASIAN}]+|{letters}|\p{{N}}|#|({mark})\1*)|{space}")
 
 
-class TokenizerRecipe(Record):
-    """How texts become tokens.
+class Subwords(Record, abstract=True):
+    """Which vocabulary is learnt.
 
     Attributes:
         kind: byte-pair encoding (Sennrich et al. 2016), the same on bytes (Radford et al. 2019), WordPiece (Schuster
             and Nakajima 2012), or a unigram language model (Kudo 2018). On bytes every text can be written; the
             others write "<unk>" for a character that the training texts don't have at least twice.
-        vocabulary: number of tokens, the control tokens included; where `joint` is false, of each side.
-        joint: one vocabulary for source and target, so that a model can tie its embeddings.
+        vocabulary: number of tokens, the control tokens included.
     """
 
     kind: Kind = "bpe"
     vocabulary: int = 8000
-    joint: bool = True
 
     def check(self) -> None:
         least = 256 + len(SPECIAL) if self.kind == "byte_bpe" else 32
         self.require(self.vocabulary >= least, f"vocabulary should be at least {least} for {self.kind}")
 
 
-def learn(texts: Iterable[str], recipe: TokenizerRecipe, control: Sequence[str], name: str) -> Tokenizer:
+class TokenizerRecipe(Subwords):
+    """How sentence pairs become tokens.
+
+    Attributes:
+        joint: one vocabulary for source and target, so that a model can tie its embeddings; otherwise there is one of
+            `vocabulary` tokens for each side.
+    """
+
+    joint: bool = True
+
+
+class TextTokenizerRecipe(Subwords):
+    """How documents become tokens. "byte_bpe" with no more than bytes and control tokens is a model of bytes."""
+
+    kind: Kind = "byte_bpe"
+
+
+def learn(
+    texts: Iterable[str],
+    recipe: Subwords,
+    control: Sequence[str],
+    name: str,
+    of: Literal["sentences", "documents"] = "sentences",
+) -> Tokenizer:
     """Learn a vocabulary whose first tokens are `control`. The same texts always give the same one.
 
+    Args:
+        of: sentences are normalised first, documents are clean already.
     Raises:
         DataError: the texts don't give as many tokens as the recipe wants, or it has no room for the control tokens;
             `name` says which vocabulary.
     """
-    distinct = list(dict.fromkeys(normalise(text) for text in texts))
+    distinct = list(dict.fromkeys(normalise(text) for text in texts) if of == "sentences" else dict.fromkeys(texts))
     alphabet: list[str] = []
     if recipe.kind != "byte_bpe":
         entries = 4 if recipe.kind == "wordpiece" else 2  # a letter is two tokens there; at least half are for pieces
         distinct, alphabet = _without_rare(distinct, (recipe.vocabulary - len(control)) // entries)
-    tokenizer = _pipeline(recipe.kind)
+    tokenizer = _pipeline(recipe.kind, of == "sentences")
     with reported(lambda error: f"no vocabulary could be learnt from the {name}: {error}"):
         tokenizer.train_from_iterator(distinct, _trainer(recipe, list(control), alphabet), length=len(distinct))
     reached = tokenizer.get_vocab_size()
@@ -99,15 +123,19 @@ def _without_rare(texts: list[str], most: int) -> tuple[list[str], list[str]]:
     return [text.translate(rare) for text in texts] if rare else texts, alphabet
 
 
-def _pipeline(kind: Kind) -> Tokenizer:
-    """Return an untrained tokenizer: how a text is cut into runs, the model, how tokens become a text."""
+def _pipeline(kind: Kind, prefixed: bool) -> Tokenizer:
+    """Return an untrained tokenizer: how a text is cut into runs, the model, how tokens become a text.
+
+    Where it is prefixed, a space is put before a text and taken away again.
+    """
     if kind == "byte_bpe":
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.normalizer = normalizers.Prepend(" ")
+        tokenizer.normalizer = normalizers.Prepend(" ") if prefixed else normalizers.NFC()
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Split(_runs(" "), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
         )
-        tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+        strip = [decoders.Strip(" ", 1, 0)] if prefixed else []
+        tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), *strip])
         return tokenizer
     if kind == "bpe":
         tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL[UNK]))
@@ -115,15 +143,17 @@ def _pipeline(kind: Kind) -> Tokenizer:
         tokenizer = Tokenizer(models.WordPiece(unk_token=SPECIAL[UNK], max_input_chars_per_word=1000))
     else:
         tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(" ", SPACE), normalizers.Prepend(SPACE)])
+    spaces = [normalizers.Replace(" ", SPACE)]
+    first = [*spaces, normalizers.Prepend(SPACE)] if prefixed else [normalizers.NFC(), *spaces]
+    tokenizer.normalizer = normalizers.Sequence(first)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(_runs(SPACE), "isolated")
     joined = [decoders.Replace(Regex(f"^{_CONTINUES}"), "")] if kind == "wordpiece" else []
-    spaces = [decoders.Replace(SPACE, " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    tokenizer.decoder = decoders.Sequence([*joined, *spaces])
+    strip = [decoders.Strip(" ", 1, 0)] if prefixed else []
+    tokenizer.decoder = decoders.Sequence([*joined, decoders.Replace(SPACE, " "), decoders.Fuse(), *strip])
     return tokenizer
 
 
-def _trainer(recipe: TokenizerRecipe, control: list[str], alphabet: list[str]) -> trainers.Trainer:
+def _trainer(recipe: Subwords, control: list[str], alphabet: list[str]) -> trainers.Trainer:
     size = recipe.vocabulary
     if recipe.kind == "unigram":
         return trainers.UnigramTrainer(

@@ -9,6 +9,7 @@ from polyformer.errors import SpecError, suggest
 from polyformer.families.albert import Albert
 from polyformer.families.bart import Bart
 from polyformer.families.bert import Bert
+from polyformer.families.big_bird import BigBird
 from polyformer.families.bloom import Bloom
 from polyformer.families.config import Family, read_config
 from polyformer.families.conformer import Wav2Vec2Conformer
@@ -16,9 +17,12 @@ from polyformer.families.distilbert import DistilBert
 from polyformer.families.electra import Electra
 from polyformer.families.falcon import Falcon
 from polyformer.families.gemma2 import Gemma2
+from polyformer.families.gmlp import GMLP
 from polyformer.families.gpt2 import GPT2
 from polyformer.families.gpt_neox import GPTNeoX
+from polyformer.families.linformer import LinformerLM
 from polyformer.families.llama import Llama
+from polyformer.families.longformer import Longformer
 from polyformer.families.m2m100 import M2M100
 from polyformer.families.marian import Marian
 from polyformer.families.mbart import MBart
@@ -27,9 +31,11 @@ from polyformer.families.mixtral import Mixtral
 from polyformer.families.mpt import Mpt
 from polyformer.families.olmo2 import Olmo2
 from polyformer.families.pegasus import Pegasus
+from polyformer.families.performer import PerformerLM
 from polyformer.families.qwen2 import Qwen2
 from polyformer.families.qwen3 import Qwen3
 from polyformer.families.qwen_moe import Qwen2Moe, Qwen3Moe
+from polyformer.families.reformer import Reformer
 from polyformer.families.retnet import RetNet
 from polyformer.families.roberta import Camembert, Roberta, XlmRoberta
 from polyformer.families.swin import Swin
@@ -45,6 +51,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Albert,
     Bart,
     Bert,
+    BigBird,
     Bloom,
     Wav2Vec2Conformer,
     DistilBert,
@@ -54,6 +61,7 @@ FAMILIES: tuple[type[Family], ...] = (
     GPT2,
     GPTNeoX,
     Llama,
+    Longformer,
     M2M100,
     Marian,
     MBart,
@@ -66,6 +74,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Qwen3,
     Qwen2Moe,
     Qwen3Moe,
+    Reformer,
     Camembert,
     Roberta,
     XlmRoberta,
@@ -80,9 +89,21 @@ FAMILIES: tuple[type[Family], ...] = (
     Whisper,
     Xlm,
 )
-"""The families that are read from a `config.json`. `Transformer2017` and `RetNet` are made from sizes instead."""
+"""The families that are read from a `config.json`. `Transformer2017`, `RetNet`, `PerformerLM`, `LinformerLM` and `GMLP`
+are made from sizes instead."""
 
-__all__ = ["FAMILIES", "Family", "Marian", "RetNet", "Transformer2017", "family_of", "read_family"]
+__all__ = [
+    "FAMILIES",
+    "GMLP",
+    "Family",
+    "LinformerLM",
+    "Marian",
+    "PerformerLM",
+    "RetNet",
+    "Transformer2017",
+    "family_of",
+    "read_family",
+]
 
 
 def family_of(model_type: str) -> type[Family]:

@@ -10,6 +10,7 @@ from polyformer.families import encoders
 from polyformer.families.blocks import block, drop
 from polyformer.families.config import Head, activation
 from polyformer.families.encoders import WORDS, Answer, Encoder, WordNames
+from polyformer.spec import Spec
 from polyformer.weights.names import Row
 
 
@@ -53,6 +54,14 @@ class Bert(Encoder):
         projection="cls.predictions.decoder",
         bias="cls.predictions.bias",
     )
+
+    projections: ClassVar[Mapping[str, str]] = {
+        "q": "self.query",
+        "k": "self.key",
+        "v": "self.value",
+        "o": "output.dense",
+    }
+    embedding_norm: ClassVar[str] = "norm"
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -103,14 +112,19 @@ class Bert(Encoder):
 
     def blocks(self) -> parts.Stack:
         width, heads = self.hidden_size, self.num_attention_heads
-        see = parts.Causal() & parts.SameDocument() if self.is_decoder else parts.SameDocument()
         kernel = parts.Softmax(dropout=self.attention_probs_dropout_prob)
-        attention = parts.Attention.of_width(width, heads, see).replace(kernel=kernel)
         crossing = parts.CrossAttention.of_width(width, heads).replace(kernel=kernel)
         feed_forward = parts.FeedForward.of_widths(width, self.intermediate_size, activation(self.hidden_act))
-        steps = (attention, *(crossing,) * self.add_cross_attention, feed_forward)
-        norm = parts.LayerNorm(width, self.layer_norm_eps)
-        return parts.Stack((block(*steps, norm=norm, dropout=self.hidden_dropout_prob),) * self.num_hidden_layers)
+        others = (*(crossing,) * self.add_cross_attention, feed_forward)
+        norm, dropout = parts.LayerNorm(width, self.layer_norm_eps), self.hidden_dropout_prob
+        attentions = [self.attention(layer) for layer in range(self.num_hidden_layers)]
+        return parts.Stack(tuple(block(one, *others, norm=norm, dropout=dropout) for one in attentions))
+
+    def attention(self, layer: int) -> Spec:
+        """Return the self-attention of a layer."""
+        see = parts.Causal() & parts.SameDocument() if self.is_decoder else parts.SameDocument()
+        kernel = parts.Softmax(dropout=self.attention_probs_dropout_prob)
+        return parts.Attention.of_width(self.hidden_size, self.num_attention_heads, see).replace(kernel=kernel)
 
     def answer(self) -> Answer:
         width, labels, pooler = self.hidden_size, len(self.labels), f"{self.prefix}pooler.dense"
@@ -141,17 +155,16 @@ class Bert(Encoder):
     def rows(self) -> list[Row]:
         embed, stack = ("target", "decoder") if self.is_decoder else ("source", "encoder")
         tables = {"tokens": "word_embeddings", "positions": "position_embeddings", "others.0": "token_type_embeddings"}
-        projections = {"q": "self.query", "k": "self.key", "v": "self.value", "o": "output.dense"}
         attentions = ("attention", "crossattention")[: 1 + self.add_cross_attention]
         last = len(attentions)
         modules = {f"{last}.op.up": "intermediate.dense", f"{last}.op.down": "output.dense"}
         for step, name in enumerate(attentions):
-            modules |= {f"{step}.op.{mine}": f"{name}.{theirs}" for mine, theirs in projections.items()}
+            modules |= {f"{step}.op.{mine}": f"{name}.{theirs}" for mine, theirs in self.projections.items()}
         norms = {f"{step}.after": f"{name}.output.LayerNorm" for step, name in enumerate(attentions)}
         place = (f"{stack}.blocks.{{i}}.steps.", "encoder.layer.{i}.")
         return [
             *encoders.module_rows(tables, f"{embed}.", "embeddings."),
-            *encoders.norm_rows({"norm": "LayerNorm"}, f"{embed}.", "embeddings."),
+            *encoders.norm_rows({self.embedding_norm: "LayerNorm"}, f"{embed}.", "embeddings."),
             *encoders.module_rows(modules, *place),
             *encoders.norm_rows({**norms, f"{last}.after": "output.LayerNorm"}, *place),
         ]

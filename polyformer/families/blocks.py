@@ -4,11 +4,29 @@ from __future__ import annotations
 
 from typing import Literal
 
-from polyformer.parts import Activate, Chain, Dropout, LastOf, Linear, Norm, Residual
+from polyformer.parts import (
+    Activate,
+    Causal,
+    Chain,
+    Dropout,
+    Embed,
+    LastOf,
+    Linear,
+    LMHead,
+    Norm,
+    Residual,
+    Rule,
+    SameDocument,
+    Stack,
+    Tie,
+    Transformer,
+)
 from polyformer.spec import Spec
 from polyformer.weights.names import Row, rows_below
 
 Placement = Literal["post", "pre", "sandwich", "output"]
+Reads = Literal["both ways", "forwards"]
+"""Whether each row of a text sees all of it, or what stands before it."""
 
 
 def drop(rate: float) -> Dropout | None:
@@ -30,6 +48,30 @@ def block(*sublayers: Spec, norm: Norm, placement: Placement = "post", dropout: 
     else:
         steps = [Residual(op, post=both) for op in sublayers]
     return Chain(tuple(steps))
+
+
+def seen(reads: Reads) -> Rule:
+    """Return what rows see of their own document."""
+    return Causal() & SameDocument() if reads == "forwards" else SameDocument()
+
+
+def reader(embed: Embed, stack: Stack, reads: Reads, vocabulary: int, tied: bool) -> Transformer:
+    """Return a model of one stack that scores words: an encoder for masked ones, or a decoder for the next ones.
+
+    Its head is tied to the embedding, or is a matrix of its own, with a bias.
+    """
+    forwards = reads == "forwards"
+    width = embed.tokens.width  # type: ignore[attr-defined]
+    tie = Tie("head.projection.weight", f"{'target' if forwards else 'source'}.tokens.weight")
+    head, ties = LMHead.of_width(width, vocabulary, bias=not tied), (tie,) if tied else ()
+    if forwards:
+        return Transformer(target=embed, decoder=stack, head=head, ties=ties)
+    return Transformer(source=embed, encoder=stack, head=head, ties=ties)
+
+
+def sides(reads: Reads) -> tuple[str, str]:
+    """Return where the embedding and the stack of such a model stand."""
+    return ("target", "decoder") if reads == "forwards" else ("source", "encoder")
 
 
 def judge(width: int, labels: int, end: int, dropout: float) -> Chain:

@@ -81,6 +81,11 @@ class Generation(Record):
         }
         return cls.from_data({**own, "others": [list(item) for item in others.items()]}, where)
 
+    @property
+    def others_by_name(self) -> dict[str, Any]:
+        """What `others` says, read."""
+        return {key: json.loads(text) for key, text in self.others}
+
     def write(self) -> dict[str, Any]:
         """Return the content of a `generation_config.json`."""
         own = {key: getattr(self, key) for key in FIELDS if getattr(self, key) is not None}

@@ -14,7 +14,11 @@ from polyformer.weights.names import Reshape, Row, Split
 
 
 class Mixtral(Mistral):
-    """The keys of a Mixtral `config.json`. Those of the routers' losses are for whoever trains it."""
+    """The keys of a Mixtral `config.json`.
+
+    `router_aux_loss_coef` weighs the routers' balance in training, whether or not `output_router_logits` asks the
+    reference library to hand their scores out, without which it forgets that loss.
+    """
 
     model_type: ClassVar[str] = "mixtral"
     architectures: ClassVar[dict[str, Head]] = heads_of("Mixtral")
@@ -38,7 +42,7 @@ class Mixtral(Mistral):
     def feed_forward(self, layer: int) -> Spec:
         expert = super().feed_forward(layer)
         made = parts.Experts.of(expert, self.width, self.num_local_experts, self.num_experts_per_tok)
-        return made.replace(jitter=self.router_jitter_noise)
+        return made.replace(jitter=self.router_jitter_noise, losses=router_losses(self.router_aux_loss_coef))
 
     def rows(self, base: str) -> list[Row]:
         ours, disk = "decoder.blocks.{i}.steps.1.op", f"{base}layers.{{i}}"
@@ -50,6 +54,11 @@ class Mixtral(Mistral):
             *expert_rows(f"{ours}.experts", f"{disk}.block_sparse_moe.experts", names),
             *stacked_rows(f"{ours}.experts", f"{disk}.mlp.experts", self.num_local_experts, sizes),
         ]
+
+
+def router_losses(balance: float, magnitude: float = 0.0) -> parts.RouterLosses | None:
+    """Return the routers' losses as the reference library takes them, of all layers together; None for weights of 0."""
+    return parts.RouterLosses(balance, magnitude, "all layers") if balance or magnitude else None
 
 
 def check_experts(family: Mixtral | Any, count: int) -> None:

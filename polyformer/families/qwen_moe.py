@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from polyformer import parts
 from polyformer.families.config import Head, activation
 from polyformer.families.decoder import CAUSAL, heads_of
-from polyformer.families.mixtral import check_experts, expert_rows, stacked_rows
+from polyformer.families.mixtral import check_experts, expert_rows, router_losses, stacked_rows
 from polyformer.families.qwen2 import LayerType, Qwen2
 from polyformer.families.qwen3 import Qwen3
 from polyformer.spec import Spec
@@ -42,7 +42,9 @@ class SparseQwen(Qwen2, abstract=True):
         """Return what stands in the place of a feed-forward network."""
         expert = self.gated(self.moe_intermediate_size)
         made = parts.Experts.of(expert, self.width, self.num_experts, self.num_experts_per_tok)
-        return made.replace(weights="chosen" if self.norm_topk_prob else "all")
+        return made.replace(
+            weights="chosen" if self.norm_topk_prob else "all", losses=router_losses(self.router_aux_loss_coef)
+        )
 
     def gated(self, hidden: int) -> parts.FeedForward:
         """Return one network."""

@@ -12,7 +12,7 @@ from polyformer.errors import SpecError
 from polyformer.families.blocks import drop
 from polyformer.families.config import Family, Head, activation
 from polyformer.families.vit import Sides, pair
-from polyformer.parts.windows import GridBiasPart, flow_within
+from polyformer.parts.windows import Offsets, flow_within
 from polyformer.weights.names import Names, Reshape, Row, rows_below
 
 
@@ -137,9 +137,9 @@ class Swin(Family):
 
     def _is_index(self, table: Tensor) -> bool:
         """Older files hold which offset each pair of rows has; it must be the one that we compute."""
-        bias = parts.GridBias(1, self.window_size, self.window_size).build()
-        assert isinstance(bias, GridBiasPart)
-        expected = bias.offsets(flow_within((1, self.window_size, self.window_size), self.window_size, 0, table))
+        side = self.window_size
+        flow = flow_within((1, side, side), side, 0, table)
+        expected = Offsets(flow.view, flow.grid, (side - 1, side - 1)).all()[0, 0]
         return table.shape == expected.shape and bool((table == expected).all())
 
 

@@ -10,13 +10,17 @@ from polyformer import parts
 from polyformer.errors import SpecError
 from polyformer.families.blocks import drop
 from polyformer.families.config import Head, activation
+from polyformer.families.mixtral import router_losses
 from polyformer.families.t5_kin import T5Like
 from polyformer.spec import Spec
 from polyformer.weights.names import Row, rows_below
 
 
 class Switch(T5Like):
-    """The keys of a Switch Transformer's `config.json`."""
+    """The keys of a Switch Transformer's `config.json`.
+
+    The routers' balance is that of a batch, as in the paper; the reference library takes the mean of each sequence's.
+    """
 
     model_type: ClassVar[str] = "switch_transformers"
     architectures: ClassVar[dict[str, Head]] = {
@@ -78,6 +82,7 @@ class Switch(T5Like):
             weights="all",
             capacity=self.expert_capacity,
             jitter=self.router_jitter_noise,
+            losses=router_losses(self.router_aux_loss_coef, self.router_z_loss_coef),
         )
 
     def feed_forward_rows(self, ours: str, disk: str) -> list[Row]:

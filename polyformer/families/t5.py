@@ -10,9 +10,10 @@ from polyformer import parts
 from polyformer.errors import SpecError
 from polyformer.families.blocks import drop
 from polyformer.families.config import Head, activation
+from polyformer.families.fusion_in_decoder import ARCHITECTURE, reading_passages, wrapped
 from polyformer.families.t5_kin import T5Like
 from polyformer.spec import Spec
-from polyformer.weights.names import Row, rows_below
+from polyformer.weights.names import Names, Row, rows_below
 
 HEADS: dict[str, Head] = {
     "ForConditionalGeneration": "lm",
@@ -29,7 +30,10 @@ class T5(T5Like):
     gate."""
 
     model_type: ClassVar[str] = "t5"
-    architectures: ClassVar[dict[str, Head]] = {f"T5{name}": head for name, head in HEADS.items()}
+    architectures: ClassVar[dict[str, Head]] = {
+        **{f"T5{name}": head for name, head in HEADS.items()},
+        ARCHITECTURE: "lm",
+    }
     paper: ClassVar[str] = "Raffel et al. 2020"
     tokenizer: ClassVar[str] = "SentencePiece Unigram"
 
@@ -45,6 +49,14 @@ class T5(T5Like):
             if data.get(key, value) != value:
                 raise SpecError(f"{where} has {key} = {data[key]!r}, but feed_forward_proj = {named!r}")
         return super().modern({key: value for key, value in data.items() if key not in follow}, where)
+
+    def spec(self) -> parts.Transformer:
+        made = super().spec()
+        return reading_passages(made) if self.architecture == ARCHITECTURE else made
+
+    def names(self) -> Names:
+        table = super().names()
+        return wrapped(table) if self.architecture == ARCHITECTURE else table
 
     def feed_forward(self, stack: str, layer: int) -> Spec:
         name = self.feed_forward_proj

@@ -38,6 +38,18 @@ class FeedForwardChoice(Record):
     activation: Literal["relu", "gelu", "silu", "reglu", "geglu", "swiglu"] = "relu"
     dropout: float = 0.0
 
+    def spec(self, width: int) -> parts.FeedForward:
+        """Return the network of a model of this width."""
+        made = {
+            "relu": parts.FeedForward.of_widths(width, self.hidden, "relu"),
+            "gelu": parts.FeedForward.of_widths(width, self.hidden, "gelu"),
+            "silu": parts.FeedForward.of_widths(width, self.hidden, "silu"),
+            "reglu": parts.FeedForward.gated(width, self.hidden, "relu"),
+            "geglu": parts.FeedForward.gated(width, self.hidden, "gelu"),
+            "swiglu": parts.FeedForward.gated(width, self.hidden, "silu"),
+        }
+        return made[self.activation].replace(dropout=drop(self.dropout))
+
 
 class NormChoice(Record):
     """Which norm stands where: after each sum as in the paper, before each sublayer, or on both sides of it.
@@ -48,6 +60,16 @@ class NormChoice(Record):
     kind: Literal["layer", "rms", "batch"] = "layer"
     placement: Literal["post", "pre", "sandwich"] = "post"
     final: bool | None = None
+
+    def spec(self, width: int) -> parts.Norm:
+        """Return one norm of a model of this width."""
+        kinds: dict[str, type[parts.Norm]] = {"layer": parts.LayerNorm, "rms": parts.RMSNorm, "batch": parts.BatchNorm}
+        return kinds[self.kind](width)
+
+    def last(self, width: int) -> parts.Norm | None:
+        """Return the norm that ends a stack, if one does."""
+        final = self.placement != "post" if self.final is None else self.final
+        return self.spec(width) if final else None
 
 
 class PositionChoice(Record):
@@ -109,11 +131,10 @@ class Transformer2017(Record):
         """Return the model; raises `SpecError` for sizes that don't fit, or while the vocabularies are unknown."""
         if self.source_vocabulary is None or self.target_vocabulary is None:
             raise SpecError("Transformer2017: source_vocabulary and target_vocabulary must be known to make a model")
-        final = self.norm.placement != "post" if self.norm.final is None else self.norm.final
-        norm = self._norm() if final else None
+        norm, feeding = self.norm.last(self.width), self.feedforward.spec(self.width)
         crossing = parts.CrossAttention(*self._projections(), self._heads(), self._kernel())
-        encoder = self._block(self._attention(parts.Everyone()), self._feed_forward())
-        decoder = self._block(self._attention(parts.Causal()), crossing, self._feed_forward())
+        encoder = self._block(self._attention(parts.Everyone()), feeding)
+        decoder = self._block(self._attention(parts.Causal()), crossing, feeding)
         return parts.Transformer(
             source=self._embed(self.source_vocabulary),
             encoder=parts.Stack((encoder,) * self.depth.encoder, norm),
@@ -145,11 +166,7 @@ class Transformer2017(Record):
         return (parts.Tie(head, target),) if self.ties == "output" else ()
 
     def _block(self, *sublayers: Spec) -> parts.Chain:
-        return block(*sublayers, norm=self._norm(), placement=self.norm.placement, dropout=self.dropout)
-
-    def _norm(self) -> parts.Norm:
-        kinds: dict[str, type[parts.Norm]] = {"layer": parts.LayerNorm, "rms": parts.RMSNorm, "batch": parts.BatchNorm}
-        return kinds[self.norm.kind](self.width)
+        return block(*sublayers, norm=self.norm.spec(self.width), placement=self.norm.placement, dropout=self.dropout)
 
     def _heads(self) -> parts.Heads:
         return parts.Heads.of_width(self.width, self.attention.heads, self.attention.groups)
@@ -164,18 +181,6 @@ class Transformer2017(Record):
 
     def _attention(self, see: parts.Rule) -> parts.Attention:
         return parts.Attention(*self._projections(), self._heads(), see, self._kernel())
-
-    def _feed_forward(self) -> parts.FeedForward:
-        hidden = self.feedforward.hidden
-        made = {
-            "relu": parts.FeedForward.of_widths(self.width, hidden, "relu"),
-            "gelu": parts.FeedForward.of_widths(self.width, hidden, "gelu"),
-            "silu": parts.FeedForward.of_widths(self.width, hidden, "silu"),
-            "reglu": parts.FeedForward.gated(self.width, hidden, "relu"),
-            "geglu": parts.FeedForward.gated(self.width, hidden, "gelu"),
-            "swiglu": parts.FeedForward.gated(self.width, hidden, "silu"),
-        }
-        return made[self.feedforward.activation].replace(dropout=drop(self.feedforward.dropout))
 
 
 def torch_rows(config: Transformer2017, prefix: str = "") -> list[Row]:

@@ -1,8 +1,29 @@
 """From a model to its output: greedy and beam search, sampling, and translation of texts."""
 
-from polyformer.generate.sampling import Continuation, Sampling, continue_texts
+from polyformer.generate.continuing import TOGETHER, continue_texts
+from polyformer.generate.engine import Capacity, Counts, Engine
+from polyformer.generate.flat import sampling_of
+from polyformer.generate.processors import (
+    BadWords,
+    Biased,
+    FrequencyPenalty,
+    LogitBias,
+    MinimumLength,
+    MinP,
+    NoRepeatNgram,
+    PresencePenalty,
+    Processor,
+    RepetitionPenalty,
+    Suppress,
+    SuppressFirst,
+    Typical,
+)
+from polyformer.generate.requests import Answer, Delta, Handle, Request
+from polyformer.generate.runner import Rows, Runner
+from polyformer.generate.sampling import Sampling, Scored
 from polyformer.generate.search import search
 from polyformer.generate.settings import (
+    Diverse,
     Early,
     Gnmt,
     Hopeful,
@@ -15,24 +36,61 @@ from polyformer.generate.settings import (
     SpecialTokens,
     Stopping,
 )
+from polyformer.generate.slots import TorchRunner
+from polyformer.generate.speculative import Draft, Guesser, Guesses, PromptLookup, Speculation, early_exit
+from polyformer.generate.texts import Decoder, TextStream
 from polyformer.generate.translate import Translation, translate
 
 __all__ = [
-    "Continuation",
+    "TOGETHER",
+    "Answer",
+    "BadWords",
+    "Biased",
+    "Capacity",
+    "Counts",
+    "Decoder",
+    "Delta",
+    "Diverse",
+    "Draft",
     "Early",
+    "Engine",
+    "FrequencyPenalty",
     "Gnmt",
+    "Guesser",
+    "Guesses",
+    "Handle",
     "Hopeful",
     "Hypothesis",
     "LengthPenalty",
     "Limit",
+    "LogitBias",
+    "MinP",
+    "MinimumLength",
+    "NoRepeatNgram",
     "Power",
+    "PresencePenalty",
+    "Processor",
+    "PromptLookup",
+    "RepetitionPenalty",
+    "Request",
+    "Rows",
+    "Runner",
     "Safe",
     "Sampling",
+    "Scored",
     "Search",
     "SpecialTokens",
+    "Speculation",
     "Stopping",
+    "Suppress",
+    "SuppressFirst",
+    "TextStream",
+    "TorchRunner",
     "Translation",
+    "Typical",
     "continue_texts",
+    "early_exit",
+    "sampling_of",
     "search",
     "translate",
 ]

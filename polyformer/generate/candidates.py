@@ -5,6 +5,7 @@ Shape letters: R rows, D width, V vocabulary, C candidates, F forbidden tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -39,6 +40,28 @@ def best_tokens(head: Part, hidden: Tensor, count: int, forbidden: Tensor) -> Ca
     rows = max(1, CHUNK_BYTES // (4 * vocabulary))
     found = [_best_of(head(part, None), min(count, vocabulary), forbidden) for part in torch.split(hidden, rows)]
     return found[0] if len(found) == 1 else Candidates(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def best_after(
+    head: Part, hidden: Tensor, count: int, forbidden: Tensor, change: Callable[[Tensor, int], Tensor]
+) -> Candidates:
+    """Do what `best_tokens` does after a change of each row's scores, which are all made for that.
+
+    Several candidates are compared with those of other rows, so that their log-probabilities are changed, and count as
+    they are then. A single one is chosen by changed logits, and keeps the model's own log-probability. The reference
+    library changes the same in its beam and greedy searches.
+
+    Args:
+        change: takes the scores [V] of a row, and its number, and returns others.
+    """
+    logits = head(hidden, None)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    likely = logits.log_softmax(-1)
+    scores = likely.clone() if count > 1 else logits
+    scores[:, forbidden] = float("-inf")
+    changed = torch.stack([change(row, i) for i, row in enumerate(scores)])
+    values, ids = top(changed, min(count, changed.shape[-1]))
+    return Candidates(values if count > 1 else likely.gather(1, ids), ids)
 
 
 def _best_of(logits: Tensor, count: int, forbidden: Tensor) -> Candidates:

@@ -1,23 +1,19 @@
-"""Continuing texts token by token: the likeliest token each time, or one drawn by chance.
+"""How a text's next token is chosen: the likeliest one, or one drawn by chance, after what processors do to the scores.
 
-Shape letters: B batch, S length of the prompts, V vocabulary.
+Shape letter: V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from polyformer.errors import RunError, SpecError
-from polyformer.generate.search import evaluating, positions_of
-from polyformer.parts.flow import StaticCache
-from polyformer.parts.model import TransformerPart
+from polyformer.errors import RunError
+from polyformer.generate.processors import NEVER, Processor, Temperature, TopK, TopP, Written, in_order
 from polyformer.spec import Record
-
-FIRST_ROOM = 256
 
 
 class Sampling(Record):
@@ -29,7 +25,10 @@ class Sampling(Record):
         top_p: draw among the fewest likeliest tokens whose probabilities reach this sum (nucleus sampling: Holtzman
             et al. 2020); None for all.
         limit: how many tokens are written at most.
-        seed: of the chance; row i of a call draws from seed + i, whatever else is in the batch.
+        seed: of the chance. Texts that are continued together draw from seed, seed + 1 …, each as it would alone.
+        processors: what else is done to the scores; the order that they are given in doesn't matter.
+        stop: what ends a text as soon as it stands in it, and is left out of it.
+        shown: for how many of the likeliest tokens log-probabilities are told.
     """
 
     temperature: float = 0.0
@@ -37,6 +36,9 @@ class Sampling(Record):
     top_p: float | None = None
     limit: int = 64
     seed: int = 0
+    processors: tuple[Processor, ...] = ()
+    stop: tuple[str, ...] = ()
+    shown: int = 0
 
     def check(self) -> None:
         self.require(0 <= self.temperature < 1e6, f"temperature must be 0 or more, not {self.temperature}")
@@ -44,133 +46,100 @@ class Sampling(Record):
         self.require(self.top_p is None or 0 < self.top_p <= 1, f"top_p must be in (0, 1], not {self.top_p}")
         self.require(self.limit > 0, f"limit must be at least 1, not {self.limit}")
         self.require(0 <= self.seed < 2**62, f"seed must be between 0 and 2^62, not {self.seed}")
+        self.require(all(self.stop), "an empty text can't stop anything; leave it out of stop")
+        self.require(0 <= self.shown <= 1000, f"shown must be between 0 and 1000, not {self.shown}")
+
+    @property
+    def chain(self) -> tuple[Processor, ...]:
+        """All processors in order; those that only shape a draw are left out where nothing is drawn."""
+        found = list(self.processors)
+        found += [] if self.temperature in (0, 1) else [Temperature(self.temperature)]
+        found += [] if self.top_k is None else [TopK(self.top_k)]
+        found += [] if self.top_p is None else [TopP(self.top_p)]
+        return in_order(one for one in found if self.temperature or not one.draws)
 
 
 @dataclass(frozen=True)
-class Continuation:
-    """What was written after a prompt.
+class Scored:
+    """A token that was written.
 
     Attributes:
-        ids: without the token that ended it.
-        log_probability: nats, the sum over them (and that token) under the model, before temperature and cuts.
-        ended: whether the model ended it, or the limit did.
+        id: the token.
+        log_probability: nats, under the model, before anything was done to its scores.
+        likeliest: the likeliest tokens at its place and their log-probabilities, as many as were asked for.
     """
 
-    ids: list[int]
+    id: int
     log_probability: float
-    ended: bool
+    likeliest: tuple[tuple[int, float], ...] = ()
 
 
-def continue_texts(
-    model: TransformerPart, prompts: Sequence[Sequence[int]], settings: Sampling, ends: Sequence[int]
-) -> list[Continuation]:
-    """Continue prompts with a decoder-only model, all in one batch; each as it would be continued alone.
+class Chooser:
+    """Chooses the tokens of one text, with a source of chance of its own.
+
+    So what it chooses depends on the scores and the seed only, not on what else is written at the same time.
+    """
+
+    def __init__(self, settings: Sampling) -> None:
+        self.settings, self.chain = settings, settings.chain
+        self.chance = torch.Generator().manual_seed(settings.seed)
+
+    def choose(self, scores: Tensor, text: Written) -> int:
+        """Return the next token by the model's scores [V].
+
+        Raises:
+            RunError: the processors leave no token.
+        """
+        if not self.settings.temperature:
+            processed = self.processed(scores, text)
+            token = int(processed.argmax())
+            if float(processed[token]) == NEVER:
+                raise RunError("every token is forbidden here, so nothing can be written")
+            return token
+        return self.draw(self.chances(scores, text))
+
+    def processed(self, scores: Tensor, text: Written) -> Tensor:
+        """Return the scores [V] after all processors."""
+        for one in self.chain:
+            scores = one.apply(scores, text)
+        return scores
+
+    def chances(self, scores: Tensor, text: Written) -> Tensor:
+        """Return the probabilities [V] by which the next token is drawn; all of one token's where nothing is.
+
+        Raises:
+            RunError: the processors leave no token, or a score that is no number.
+        """
+        processed = self.processed(scores, text)
+        if not self.settings.temperature:
+            return torch.zeros_like(processed).index_fill(0, processed.argmax(), 1.0)
+        found = processed.softmax(-1)
+        if not bool(found.isfinite().all()):
+            raise RunError("every token is forbidden here, or a processor made scores that are no numbers")
+        return found
+
+    def draw(self, chances: Tensor) -> int:
+        """Draw a token by probabilities [V], which need not add up to 1."""
+        return int(torch.multinomial(chances.cpu(), 1, generator=self.chance))
+
+    def uniform(self) -> float:
+        """Draw a number from [0, 1)."""
+        return float(torch.rand((), generator=self.chance, dtype=torch.float64))
+
+
+def scored(scores: Tensor, normalisers: Tensor, chosen: Sequence[int], shown: int) -> list[Scored]:
+    """Return tokens with their log-probabilities.
 
     Args:
-        prompts: ids, each at least one.
-        ends: the tokens that end a text.
-    Raises:
-        SpecError: no decoder-only model, an empty prompt, one that is longer than the model's positions, or an id
-            that is not in the vocabulary.
-        RunError: scores that are no numbers.
+        scores: the model's own [W, V].
+        normalisers: their log-sum-exp [W].
+        shown: how many of the likeliest are told.
     """
-    rows = [_Row(settings, i) for i in range(len(prompts))]
-    for ids in stream(model, prompts, settings, rows):
-        for row, token in zip(rows, ids, strict=True):
-            row.take(token, ends)
-        if all(row.ended for row in rows):
-            break
-    return [Continuation(row.ids, row.log_probability, row.ended) for row in rows]
-
-
-class _Row:
-    """One text as it grows, and its own source of chance."""
-
-    def __init__(self, settings: Sampling, number: int) -> None:
-        self.settings = settings
-        self.chance = torch.Generator().manual_seed(settings.seed + number)
-        self.ids: list[int] = []
-        self.log_probability, self.ended = 0.0, False
-
-    def draw(self, logits: Tensor) -> int:
-        """Choose the next token by logits [V]."""
-        if self.ended:
-            return 0
-        likely = torch.log_softmax(logits.double() if logits.dtype == torch.float64 else logits.float(), -1)
-        if not bool(likely.isfinite().any()):
-            raise RunError("the model gives scores that are no numbers; its weights may be damaged")
-        token = int(likely.argmax()) if self.settings.temperature == 0 else self._chosen(likely)
-        self.log_probability += float(likely[token])
-        return token
-
-    def _chosen(self, likely: Tensor) -> int:
-        settings = self.settings
-        ordered, ids = (likely / settings.temperature).sort(descending=True, stable=True)
-        kept = ordered[: settings.top_k]
-        chances = torch.softmax(kept.cpu(), -1)
-        if settings.top_p is not None:
-            before = chances.cumsum(-1) - chances
-            chances = chances.masked_fill(before >= settings.top_p, 0.0)
-        return int(ids[int(torch.multinomial(chances, 1, generator=self.chance))])
-
-    def take(self, token: int, ends: Sequence[int]) -> None:
-        """Hold a token that was written."""
-        if not self.ended:
-            self.ended = token in ends
-            if not self.ended:
-                self.ids.append(token)
-
-
-def stream(
-    model: TransformerPart, prompts: Sequence[Sequence[int]], settings: Sampling, rows: Sequence[_Row]
-) -> Iterator[list[int]]:
-    """Yield the next token of every row, until the limit; rows that have ended yield 0."""
-    if model.encoder is not None or model.head is None:
-        raise SpecError("continuing a text needs a decoder-only model with a language model head; this is another")
-    ids, mask = _padded(prompts)
-    room = _room(model, ids.shape[1], settings.limit)
-    device = next(model.parameters()).device
-    ids, mask = ids.to(device), mask.to(device)
-    _refuse_unknown(model, ids)
-    cache = StaticCache(room=min(ids.shape[1] + FIRST_ROOM, ids.shape[1] + room))
-    with evaluating(model):
-        for step in range(room):
-            if cache.length + ids.shape[1] > cache.room:
-                cache.enlarge(2 * cache.room)
-            hidden = model.decode(ids, None if bool(mask.all()) else mask, None, cache)
-            logits = model.head(hidden[:, -1:], None)[:, 0]
-            chosen = [row.draw(one) for row, one in zip(rows, logits, strict=True)]
-            yield chosen
-            if step + 1 < room:
-                ids = torch.tensor(chosen, device=device)[:, None]
-                mask = torch.cat((mask, torch.ones_like(mask[:, :1])), 1)
-
-
-def _padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Pad on the left: the last column holds every prompt's last token. -> ids [B, S], mask [B, S]."""
-    if not prompts or not all(prompts):
-        raise SpecError("each prompt must have at least one token")
-    length = max(map(len, prompts))
-    ids = torch.tensor([[0] * (length - len(one)) + list(one) for one in prompts])
-    mask = torch.tensor([[False] * (length - len(one)) + [True] * len(one) for one in prompts])
-    return ids, mask
-
-
-def _room(model: TransformerPart, length: int, limit: int) -> int:
-    """Return how many tokens can be written after `length` ones."""
-    positions = positions_of(model.spec.target)  # type: ignore[attr-defined]
-    if positions is None:
-        return limit
-    if length > positions:
-        raise SpecError(f"a prompt of {length} tokens is longer than the model's {positions} positions; shorten it")
-    return min(limit, positions - length + 1)
-
-
-def _refuse_unknown(model: TransformerPart, ids: Tensor) -> None:
-    from polyformer.parts import TokenEmbedding
-    from polyformer.spec import walk
-
-    target = model.spec.target  # type: ignore[attr-defined]
-    sizes = [one.vocabulary for _, one in walk(target) if isinstance(one, TokenEmbedding)]
-    if sizes and not 0 <= int(ids.min()) <= int(ids.max()) < sizes[0]:
-        raise SpecError(f"a prompt has an id outside of the vocabulary of {sizes[0]:,}")
+    found = []
+    for row, normaliser, token in zip(scores, normalisers, chosen, strict=True):
+        best: tuple[tuple[int, float], ...] = ()
+        if shown:
+            values, ids = (row - normaliser).topk(min(shown, len(row)))
+            best = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+        found.append(Scored(token, float(row[token] - normaliser), best))
+    return found

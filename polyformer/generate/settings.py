@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from polyformer.generate.processors import Processor
 from polyformer.spec import Record
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ class Safe(Stopping):
     p / D is not more than the worst of the n best finished scores for the most probable live hypothesis, it isn't
     for any, and none can displace a finished one, which wins ties. Sums and quotients in floating point are
     monotone, so that the argument holds for the computed numbers too: a log-probability is computed as a logit
-    minus a normaliser that is never less than the logit.
+    minus a normaliser that is never less than the logit. Processors that raise scores, such as a positive bias, can
+    take the ground from under it.
     """
 
     def kept(self, beams: int, nbest: int) -> int:
@@ -167,6 +169,25 @@ class Early(Stopping):
         return worst > float("-inf")
 
 
+class Diverse(Record):
+    """Beams in groups that keep away from each other (diverse beam search: Vijayakumar et al. 2018, section 3).
+
+    At each step the groups choose one after the other, and a token costs `strength` for each hypothesis of an earlier
+    group of the same sentence that has just taken it (Hamming diversity). What was paid stays in a hypothesis's score
+    and log-probability, as in the authors' search.
+    """
+
+    groups: int
+    strength: float = 0.5
+
+    def check(self) -> None:
+        self.require(self.groups > 1, f"groups must be at least 2, not {self.groups}")
+        self.require(0 <= self.strength < 1e6, f"strength must be 0 or more, not {self.strength}")
+
+
+MOST_BEAMS = 1024
+
+
 class Search(Record):
     """Beam search; with one beam it is greedy search.
 
@@ -176,6 +197,8 @@ class Search(Record):
         penalty, limit, stop: see there.
         forbidden: tokens that are never written, beside the start and padding tokens.
         first: what every hypothesis begins with, at no cost: the code of the language to write in (mBART, M2M100).
+        processors: what else is done to the log-probabilities of each hypothesis's next token.
+        diverse: beams in groups, each of as many; None for one group.
     """
 
     beams: int = 4
@@ -185,7 +208,19 @@ class Search(Record):
     stop: Stopping = Safe()
     forbidden: tuple[int, ...] = ()
     first: int | None = None
+    processors: tuple[Processor, ...] = ()
+    diverse: Diverse | None = None
 
     def check(self) -> None:
-        self.require(self.beams >= 1, "beams must be at least 1")
+        self.require(1 <= self.beams <= MOST_BEAMS, f"beams must be between 1 and {MOST_BEAMS}, not {self.beams}")
+        groups = 1 if self.diverse is None else self.diverse.groups
+        self.require(self.beams % groups == 0, f"{self.beams} beams can't be shared by {groups} groups evenly")
         self.require(1 <= self.nbest <= self.beams, f"nbest must be between 1 and the {self.beams} beams")
+
+    @property
+    def of_a_group(self) -> Search:
+        """The search of one group, which finds as many as it can of the n best."""
+        if self.diverse is None:
+            return self
+        beams = self.beams // self.diverse.groups
+        return self.replace(beams=beams, nbest=min(beams, self.nbest), diverse=None)

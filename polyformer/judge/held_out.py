@@ -1,4 +1,4 @@
-"""Loss and perplexity on held-out pairs."""
+"""Loss and perplexity on held-out pairs and texts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from polyformer.parts.model import TransformerPart
 from polyformer.parts.part import Part
 
 if TYPE_CHECKING:
-    from polyformer.data.batches import Batch
+    from polyformer.data.reader import TrainingBatch
 
 CHUNK_BYTES = 16 * 2**20
 
@@ -52,8 +52,8 @@ class HeldOut:
         return {"loss": self.loss, "perplexity": self.perplexity, "tokens": self.tokens}
 
 
-def held_out_loss(model: TransformerPart, batches: Iterable[Batch]) -> HeldOut:
-    """Measure the likelihood of targets given their sources, without dropout and without label smoothing.
+def held_out_loss(model: TransformerPart, batches: Iterable[TrainingBatch]) -> HeldOut:
+    """Measure the likelihood of what batches ask for, without dropout and without label smoothing.
 
     Every token counts the same, in whatever batch it stands.
 
@@ -67,10 +67,7 @@ def held_out_loss(model: TransformerPart, batches: Iterable[Batch]) -> HeldOut:
     device = next(model.parameters()).device
     with evaluating(model):
         for batch in batches:
-            memory = model.encode(batch.input_ids.to(device), batch.attention_mask.to(device))
-            mask = batch.decoder_attention_mask.to(device)
-            hidden = model.decode(batch.decoder_input_ids.to(device), mask, memory)
-            labels = batch.labels.to(device)
+            hidden, labels = batch.hidden(model), batch.labels.to(device)
             real = labels >= 0
             nats += negative_log_likelihood(model.head, hidden[real], labels[real])
             tokens += batch.target_tokens

@@ -10,6 +10,7 @@ from polyformer.errors import WeightsError
 from polyformer.families.sentence import MODULES
 from polyformer.loaded.model import Loaded
 from polyformer.loaded.own import SPEC, load_own, read_own_spec, save_own
+from polyformer.loaded.ready import ready_path
 from polyformer.loaded.reference import CONFIG, load_reference, read_reference_family, save_reference
 from polyformer.parts.model import Transformer
 from polyformer.weights.files import read_tensors
@@ -27,7 +28,7 @@ def load(
     The weights stay memory-mapped until they are used, and are in memory once.
 
     Args:
-        path: the folder, or the file.
+        path: the folder, or the file; or the name of a model that a package ships, such as "smollm2".
         device: where the model goes; the processor if None.
         dtype: of its floating-point tensors; as they are on disk if None (float32 where they are quantised there).
         pickled: read a folder's weights from a pickle, which is refused otherwise. Only plain tensors are taken
@@ -36,7 +37,7 @@ def load(
         WeightsError: no such folder, damaged files, tensors missing, left over or of a wrong shape.
         SpecError: a configuration that is not understood in full.
     """
-    path = Path(path)
+    path = ready_path(Path(path))
     recover(path)
     if path.suffix.lower() == ".gguf" and path.is_file():
         from polyformer.loaded.gguf import load_gguf
@@ -71,7 +72,7 @@ def read_spec(path: str | Path) -> Transformer:
     Raises:
         WeightsError, SpecError: as `load` does, as far as no weights are concerned.
     """
-    path = Path(path)
+    path = ready_path(Path(path))
     if path.suffix.lower() == ".gguf" and path.is_file():
         from polyformer.loaded.gguf import read_gguf_family
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from polyformer.data.checkpoint_tokenizer import TextTokenizer
     from polyformer.data.images import ImageReader
     from polyformer.data.tokenizer import TextPairTokenizer
-    from polyformer.generate import Continuation, Sampling, Search, Translation
+    from polyformer.generate import Answer, Capacity, Engine, Request, Sampling, Search, Translation
     from polyformer.parts.part import Part
 
 
@@ -110,25 +110,22 @@ class Loaded:
             SpecError: they ask for something that our search does not do.
         """
         from polyformer.generate import Early, Hopeful, Limit, Power, Safe, Search
+        from polyformer.loaded.recommended import recommended_groups, recommended_processors
 
         said = self.generation
         if said == Generation():
             return Search()
-        # renormalize_logits would share out the forbidden tokens' probability, and choose the same next token
-        unknown = [f"{key} = {value}" for key, value in said.others if key != "renormalize_logits"]
-        unknown += [f"bad_words_ids with {list(ids)}" for ids in said.bad_words_ids or () if len(ids) > 1]
-        if unknown:
-            raise SpecError(
-                f"the checkpoint recommends a search with {unknown[0]}, unknown here; give settings of your own"
-            )
+        processors = recommended_processors(said)
         limit = Search().limit if said.max_length is None else Limit(said.max_length - 1)  # the start token counts
         return Search(
             beams=said.num_beams,
             penalty=Power(said.length_penalty),
             limit=limit.replace(unfinished="cut" if said.forced_eos_token_id is None else "end"),
             stop={"never": Safe(), True: Early(), False: Hopeful()}[said.early_stopping],
-            forbidden=tuple(ids[0] for ids in said.bad_words_ids or ()),
+            forbidden=tuple(ids[0] for ids in said.bad_words_ids or () if len(ids) == 1),
             first=said.forced_bos_token_id,
+            processors=processors,
+            diverse=recommended_groups(said),
         )
 
     @functools.cached_property
@@ -158,16 +155,18 @@ class Loaded:
         return self.text_tokenizer
 
     def generate(self, prompts: Sequence[str], settings: Sampling | None = None) -> list[str]:
-        """Continue texts with a decoder-only model; returns what follows each."""
-        return [self.texts.decode(one.ids) for one in self.continuations(prompts, settings)]
+        """Continue texts or, with an encoder–decoder, answer them; returns what was written for each."""
+        return [answer.text for answer in self.answers(prompts, settings)]
 
-    def continuations(self, prompts: Sequence[str], settings: Sampling | None = None) -> list[Continuation]:
-        """Continue texts; returns ids, log-probabilities and how each ended.
+    def answers(self, prompts: Sequence[str], settings: Sampling | None = None) -> list[Answer]:
+        """Do what `generate` does; returns ids, log-probabilities and how each ended, too.
 
         Raises:
-            SpecError: there is no tokenizer, or the model is no decoder alone.
+            SpecError: there is no tokenizer, the model has no decoder, or a prompt is longer than its context.
         """
-        return self._continued(self.texts.encode_batch(_listed(prompts)), settings)
+        from polyformer.generate import Sampling
+
+        return self._answered(self.requests(_listed(prompts), settings or Sampling()))
 
     def chat(self, conversations: Sequence[Sequence[Message]], settings: Sampling | None = None) -> list[str]:
         """Answer conversations by the model's chat template; what their messages say stays text.
@@ -178,15 +177,39 @@ class Loaded:
             SpecError: there is no tokenizer, or the model is no decoder alone.
             DataError: the model came without a chat template, or it refuses the messages.
         """
-        from polyformer.data.chat import encode_chat
+        from polyformer.generate import Sampling
 
-        rows = [encode_chat(self.texts, list(messages)) for messages in conversations]
-        return [self.texts.decode(one.ids).strip() for one in self._continued(rows, settings)]
+        asked = self.chat_requests(conversations, settings or Sampling())
+        return [answer.text.strip() for answer in self._answered(asked)]
 
-    def _continued(self, rows: Sequence[Sequence[int]], settings: Sampling | None) -> list[Continuation]:
-        from polyformer.generate import Sampling, continue_texts
+    def requests(self, texts: Sequence[str], settings: Sampling) -> list[Request]:
+        """Return what an engine is asked to continue texts, or to answer them; see `generate`."""
+        from polyformer.loaded.writing import requests_for
 
-        return continue_texts(self.model, rows, settings or Sampling(), self.ends())
+        return requests_for(self, texts, settings)
+
+    def chat_requests(self, conversations: Sequence[Sequence[Message]], settings: Sampling) -> list[Request]:
+        """Return what an engine is asked to answer conversations; see `chat`."""
+        from polyformer.loaded.writing import chat_requests_for
+
+        return chat_requests_for(self, conversations, settings)
+
+    def engine(self, slots: int = 16, capacity: Capacity | None = None) -> Engine:
+        """Return an engine that answers requests, many at once.
+
+        Args:
+            slots: how many texts are written, or kept for others that begin as they do, at the same time.
+            capacity: what it may use; None is as much as it needs.
+        """
+        from polyformer.loaded.writing import engine_for
+
+        return engine_for(self, slots, capacity)
+
+    def _answered(self, asked: Sequence[Request]) -> list[Answer]:
+        from polyformer.generate import TOGETHER, Capacity
+
+        engine = self.engine(max(min(TOGETHER, len(asked)), 1), Capacity(waiting=max(len(asked), 1)))
+        return [handle.result() for handle in [engine.submit(one) for one in asked]]
 
     def ends(self) -> tuple[int, ...]:
         """The tokens that end a text, by the generation settings or else by the tokenizer."""

@@ -169,7 +169,7 @@ class AttentionPart(Projected):
 
     def __init__(self, spec: Attention) -> None:
         super().__init__(spec)
-        self.see = spec.see
+        self.see, self.settled = spec.see, spec.see.settled()
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         for part in (self, self.kernel, self.position):
@@ -180,10 +180,15 @@ class AttentionPart(Projected):
         v = self.split(self.v(x, flow), self.heads.groups)
         if self.position is not None:
             q, k = self.position.ask(q, flow), self.position.turn(k, flow)
+        return self.o(flow.apart(self._attend, q, k, v), flow)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, flow: Flow) -> Tensor:
+        """Return the heads side by side [B, S, H·E] for new rows, which look at those in the cache too."""
         bias = None if self.position is None else self.position.bias(q, flow)
-        context = Context(self.see, flow.view, bias, flow.cache, flow.path + self.slot)
+        see = self.see if self.training else self.settled
+        context = Context(see, flow.view, bias, flow.cache, flow.path + self.slot)
         k, v = self.kernel.recall((k, v), context)
-        return self.o(self.finish((q, k, v), context, flow), flow)
+        return self.finish((q, k, v), context, flow)
 
 
 class CrossAttentionPart(Projected):
@@ -194,6 +199,10 @@ class CrossAttentionPart(Projected):
     """
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        return self.o(flow.apart(self._ask, self.q(x, flow)), flow)
+
+    def _ask(self, q: Tensor, flow: Flow) -> Tensor:
+        """Return the heads side by side for queries, each [B, S, H·E]."""
         memory, view = flow.memory, flow.memory_view
         if memory is None or view is None:
             raise SpecError("cross-attention needs an encoder's output; this flow carries none")
@@ -203,14 +212,13 @@ class CrossAttentionPart(Projected):
             return self.split(self.k(memory, flow), groups), self.split(self.v(memory, flow), groups)
 
         k, v = make() if flow.cache is None else flow.cache.memory(flow.path + self.slot, make)
-        batch, length, _ = x.shape
+        batch, length, _ = q.shape
         rows = k.shape[0]
         if batch % rows:
             raise SpecError(f"{batch} rows can't share the encoder's output of {rows} sentences evenly")
-        q = self.q(x, flow)
         q = self.split(q.view(rows, batch // rows * length, q.shape[-1]), self.heads.count)
         mixed = self.finish((q, k, v), Context(Everyone(), view), flow)
-        return self.o(mixed.view(batch, length, -1), flow)
+        return mixed.view(batch, length, mixed.shape[-1])
 
 
 class PerHeadPart(Part):

@@ -72,7 +72,7 @@ class DropPathPart(Part):
         return x * kept.to(x.dtype) / (1 - self.rate)
 
 
-def keep_mask(like: Tensor, rate: float) -> Tensor:
+def keep_mask(like: Tensor, rate: float, seed: tuple[int, ...] | None = None) -> Tensor:
     """Return a mask of 0 and 1/(1 - rate) of the shape and dtype of `like`.
 
     PyTorch draws a CPU mask one element at a time from a Mersenne twister, at several nanoseconds each: more than
@@ -80,10 +80,12 @@ def keep_mask(like: Tensor, rate: float) -> Tensor:
     resuming and recomputation stay under its control, and 16 bits per element come from a small counter-free
     generator (SFC64) in bulk. The rate is thereby rounded to 1/65536, and the scale is that of the rounded rate,
     so that the mask's mean is exactly 1.
+
+    Args:
+        seed: numbers of at least 0 that make the same mask again; None draws one.
     """
     threshold = min(round(rate * 65536), 65535)
-    seed = int(torch.randint(2**62, ()))
-    words = np.random.SFC64(seed).random_raw(-(-like.numel() // 4))
-    bits = torch.from_numpy(words.view(np.int16))[: like.numel()]
+    words = np.random.SFC64(seed or int(torch.randint(2**62, ()))).random_raw(-(-like.numel() // 4))
+    bits = torch.from_numpy(words.view(np.int16))[: like.numel()].to(like.device)
     keep: Tensor = bits.view(like.shape) >= threshold - 32768
     return keep.to(like.dtype).mul_(65536 / (65536 - threshold))

@@ -43,7 +43,13 @@ class Combine(Spec, abstract=True):
 
 
 class Add(Combine):
-    """tokens + positions, both of the model's width (Vaswani et al. 2017)."""
+    """tokens + positions, both of the model's width (Vaswani et al. 2017).
+
+    Each may go through a step of its own first, as through dropout in Reformer.
+    """
+
+    tokens: Spec | None = None
+    positions: Spec | None = None
 
     def module(self) -> Part:
         return AddPart(self)
@@ -160,9 +166,13 @@ def _refuse_other_width(tokens: Tensor, positions: Tensor) -> None:
 class AddPart(CombinePart):
     """Sum."""
 
+    tokens: Part | None
+    positions: Part | None
+
     def join(self, tokens: Tensor, positions: Tensor) -> Tensor:
         _refuse_other_width(tokens, positions)
-        return tokens + positions
+        tokens = tokens if self.tokens is None else self.tokens(tokens, None)
+        return tokens + (positions if self.positions is None else self.positions(positions, None))
 
 
 class ConcatenatePart(CombinePart):

@@ -5,7 +5,7 @@ Shape letters: B batch, S length, D width, N rows (B·S), E experts, C experts c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -13,15 +13,41 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from polyformer.errors import SpecError
 from polyformer.parts.contract import Clause, Differs, Term
+from polyformer.parts.flow import Trace
 from polyformer.parts.linear import Linear
 from polyformer.parts.part import Part, Slotted
-from polyformer.spec import Spec
+from polyformer.spec import Record, Spec
 
 if TYPE_CHECKING:
     from torch import nn
 
     from polyformer.parts.flow import Flow
+
+
+class RouterLosses(Record):
+    """How much the losses of a router count in training, beside those of the tokens.
+
+    `balance` weighs `Routing.balance`, which keeps all experts in use (0.01: Fedus et al. 2022, section 2.2), and
+    `magnitude` `Routing.magnitude`, which keeps scores small (0.001: Zoph et al. 2022, section 3.1).
+
+    The layers of a stack give the mean of their losses. With `over` "all layers", they give one loss of all their rows,
+    as in the reference library: what one layer neglects, another may then make up for.
+    """
+
+    balance: float = 0.01
+    magnitude: float = 0.001
+    over: Literal["each layer", "all layers"] = "each layer"
+
+    def check(self) -> None:
+        self.require(min(self.balance, self.magnitude) >= 0, "balance and magnitude can't be negative")
+
+    def of(self, layers: Sequence[Routing]) -> Tensor:
+        """Return the weighed sum for the layers of one stack."""
+        found = [Routing.joined(layers)] if self.over == "all layers" else layers
+        each = [self.balance * one.balance() + self.magnitude * one.magnitude() for one in found]
+        return torch.stack(each).mean()
 
 
 class Experts(Spec):
@@ -30,7 +56,7 @@ class Experts(Spec):
     `weights` are the probabilities among all experts, so that they add up to less than 1 (Switch: Fedus et al. 2022;
     Qwen2-MoE), or among the chosen ones only (Mixtral: Jiang et al. 2024). Of one sequence, an expert takes at most
     `capacity` real rows, the first ones; the others get nothing from it (Fedus et al. 2022, section 2.2). `jitter`
-    multiplies what the router sees by 1 ± jitter in training.
+    multiplies what the router sees by 1 ± jitter in training. `losses` are those of its router (None: it has none).
     """
 
     router: Spec
@@ -39,6 +65,7 @@ class Experts(Spec):
     weights: Literal["all", "chosen"] = "chosen"
     capacity: int | None = None
     jitter: float = 0.0
+    losses: RouterLosses | None = None
 
     def check(self) -> None:
         count = len(self.experts)
@@ -86,11 +113,27 @@ class Routing:
         scores: the router's, before the softmax [N, E]; differentiable.
         experts: the chosen ones [N, C].
         real: boolean [N], False for padding; None if all rows are real.
+        losses: how much the layer's losses count; None if it has none.
     """
 
     scores: Tensor
     experts: Tensor
     real: Tensor | None = None
+    losses: RouterLosses | None = None
+
+    @classmethod
+    def joined(cls, layers: Sequence[Routing]) -> Routing:
+        """Return the rows of several layers as if they were one's; raises `SpecError` for other numbers of experts."""
+        counts = sorted({one.scores.shape[1] for one in layers})
+        if len(counts) > 1:
+            raise SpecError(
+                f"layers of {counts[0]} and of {counts[1]} experts have no loss in common; take each layer's"
+            )
+        real = [
+            one.scores.new_ones(len(one.scores), dtype=torch.bool) if one.real is None else one.real for one in layers
+        ]
+        scores, experts = (torch.cat([getattr(one, name) for one in layers]) for name in ("scores", "experts"))
+        return cls(scores, experts, torch.cat(real))
 
     def balance(self) -> Tensor:
         """Return the load-balancing loss E · Σₑ fₑ · pₑ (Fedus et al. 2022, equations 4–6), C where it is balanced.
@@ -109,6 +152,22 @@ class Routing:
         return squares.mean() if self.real is None else (squares * self.real).sum() / self.real.sum().clamp(min=1)
 
 
+def routing_trace(model: nn.Module) -> Trace | None:
+    """Return what a training step gives to the passes of a model whose routers have losses; None for other models."""
+    parts = model.modules()
+    wanted = any(isinstance(part, ExpertsPart) and part.losses is not None for part in parts)
+    return Trace(wants=frozenset(("routing",))) if wanted else None
+
+
+def routing_loss(trace: Trace) -> Tensor:
+    """Return the weighed losses of all routers that wrote into a trace: the sum over its stacks, differentiable."""
+    stacks: dict[tuple[str, RouterLosses], list[Routing]] = {}
+    for slot, routing in trace.routing.items():
+        if routing.losses is not None:
+            stacks.setdefault((slot.partition(".")[0], routing.losses), []).append(routing)
+    return sum((losses.of(layers) for (_, losses), layers in stacks.items()), start=torch.zeros(()))
+
+
 class ExpertsPart(Slotted):
     """x [B, S, D] -> [B, S, D]. Rows are sorted by expert, so that each expert runs once, on all of its rows."""
 
@@ -118,6 +177,7 @@ class ExpertsPart(Slotted):
     def __init__(self, spec: Experts) -> None:
         super().__init__(spec)
         self.chosen, self.weights, self.capacity, self.jitter = spec.chosen, spec.weights, spec.capacity, spec.jitter
+        self.losses = spec.losses
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         weights, experts = self._route(x, flow)
@@ -143,10 +203,10 @@ class ExpertsPart(Slotted):
             weights = weights / weights.sum(-1, keepdim=True)
         real = flow.rows_valid
         if self.capacity is not None:
-            weights = weights * self._within(experts.view(*x.shape[:2], -1), real).view_as(weights)
+            weights = weights * self._within(experts.view(*x.shape[:2], self.chosen), real).view_as(weights)
         if flow.trace is not None and "routing" in flow.trace.wants:
             rows_real = None if real is None else real.flatten()
-            flow.trace.routing[flow.path + self.slot] = Routing(scores, experts, rows_real)
+            flow.trace.routing[flow.path + self.slot] = Routing(scores, experts, rows_real, self.losses)
         return weights, experts
 
     def _within(self, experts_BSC: Tensor, real: Tensor | None) -> Tensor:

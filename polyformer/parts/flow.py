@@ -7,7 +7,7 @@ of the encoder's output.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -175,6 +175,16 @@ class StaticCache(GrowingCache):
         return sum(buffer.piece.nbytes for buffer in self._all()) + spare + super().bytes
 
 
+class Separate(GrowingCache):
+    """Stands where each sequence of a pass has a cache of its own (`Flow.apart` finds it); it holds nothing itself."""
+
+    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor) -> Pair:
+        raise SpecError(f"{slot} can't run several sequences behind each other: it would mix their keys")
+
+    def memory(self, slot: str, make: Callable[[], Pair]) -> Pair:
+        raise SpecError(f"{slot} can't run several sequences behind each other: it would mix their sources")
+
+
 @dataclass
 class Trace:
     """What an explanation asks a forward pass to write down. Kernels fill it only when a flow carries one.
@@ -192,6 +202,14 @@ class Trace:
 
 
 @dataclass
+class Piece:
+    """One sequence of a pass over several, which stand behind each other as a batch of one: its rows, its own flow."""
+
+    rows: slice
+    flow: Flow
+
+
+@dataclass
 class Flow:
     """One batch's company on its way through a stack.
 
@@ -206,6 +224,10 @@ class Flow:
         inputs: what else came with the batch, by name: "ids" [B, S], and e.g. "token_type_ids" [B, S].
         grid: height and width of the rows where they are patches of an image, else None.
         path: the slots of the stacks that are being walked; kept by `Stack`.
+        pieces: the sequences that the rows belong to, where they are several with caches of their own; B is 1 then.
+            Whatever looks at other rows asks `apart`.
+        choices: what choices came to in a pass that will be walked a second time, by slot, or None for any other pass.
+        passages: how many rows of the batch belong to one question, where passages are read alone (`Passages`).
     """
 
     view: View
@@ -217,7 +239,57 @@ class Flow:
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     grid: tuple[int, int] | None = None
     path: str = ""
+    pieces: tuple[Piece, ...] = ()
+    choices: dict[str, Tensor] | None = None
+    passages: int = 1
     _made: dict[Hashable, Any] = field(default_factory=dict)
+
+    @classmethod
+    def joined(cls, flows: Sequence[Flow]) -> Flow:
+        """Return the flow of several sequences' rows behind each other, for flows of B = 1.
+
+        What layers do by row, they do once for all; what they do across rows, for each sequence by itself. Nothing is
+        padded, and the lengths of sequences and of their caches don't matter.
+        """
+        pieces, start = [], 0
+        for flow in flows:
+            pieces.append(Piece(slice(start, start + flow.view.queries), flow))
+            start += flow.view.queries
+        view = View(start, start, None, None, False, flows[0].view.device)
+        names = flows[0].inputs.keys()
+        return cls(
+            view=view,
+            positions=torch.cat([flow.positions for flow in flows], 1),
+            cache=Separate(),
+            inputs={name: torch.cat([flow.inputs[name] for flow in flows], 1) for name in names},
+            pieces=tuple(pieces),
+        )
+
+    def apart(self, work: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+        """Return what `work` makes of rows that meet in it, for each sequence by itself where they are of several.
+
+        Args:
+            work: takes the `rows` and a flow, and returns [..., S, E'].
+            rows: each [..., S, E].
+        """
+        if not self.pieces:
+            return work(*rows, self)
+        found = []
+        for piece in self.pieces:
+            piece.flow.path = self.path
+            found.append(work(*(one[..., piece.rows, :] for one in rows), piece.flow))
+        return torch.cat(found, -2)
+
+    def choose(self, slot: str, make: Callable[[], Tensor]) -> Tensor:
+        """Return what `make` chooses, integers without a gradient; in a second walk, what was chosen in the first.
+
+        A second walk sees rows that are the same to rounding only, which could tip a choice between two that are near.
+        """
+        if self.choices is None:
+            return make()
+        if slot not in self.choices:
+            self.choices[slot] = make()
+        return self.choices[slot]
 
     def once(self, key: Hashable, make: Callable[[], M]) -> M:
         """Return what `make` gave the first time that `key` was asked for in this pass: layers share it."""

@@ -66,13 +66,16 @@ class SpatialGatingPart(Slotted):
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         self.agree(flow)
         passed, gate = x.chunk(2, -1)
-        gate = self.norm(gate, flow)
+        return passed * flow.apart(self._gate, self.norm(gate, flow))
+
+    def _gate(self, gate: Tensor, flow: Flow) -> Tensor:
+        """Return the mixed halves of rows [B, S, D / 2]."""
         if flow.cache is not None:
             half = gate.shape[-1] // 2
             held = flow.cache.extend(flow.path + self.slot, gate[:, None, :, :half], gate[:, None, :, half:])
             gate = torch.cat(held, -1)[:, 0]
         weight_BSK, bias_BS = self.between(flow)
-        return passed * (weight_BSK @ gate + bias_BS[..., None])
+        return weight_BSK @ gate + bias_BS[..., None]
 
     def between(self, flow: Flow) -> tuple[Tensor, Tensor]:
         """Return the entries of W for each row of this pass and each that it sees [1 or B, S, K], and those of b."""

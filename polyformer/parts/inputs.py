@@ -37,11 +37,9 @@ class InputPart(Part):
 
     Attributes:
         main: the name of the input at the outer boundary.
-        reads: names of further inputs that it takes from `flow.inputs`.
     """
 
     main = "input_ids"
-    reads: frozenset[str] = frozenset()
 
     @property
     def precision(self) -> torch.dtype:

@@ -31,7 +31,7 @@ class Transformer(Spec):
     - encoder only: `source`, `encoder`; decoder only: `target`, `decoder`.
 
     `head` turns the last stack's rows into the answer; `pooler` into one more, such as BERT's vector of the sequence.
-    `bridge` stands between the encoder's rows and the decoder, where their widths differ.
+    `bridge` stands between the encoder's rows and the decoder, where their widths differ or passages are put together.
     `delay` lets the decoder read the encoder's input where it is there to judge it, not to write.
     `ties` names the parameters that are shared, as the 2017 paper shares its embeddings and the matrix before the
     softmax (section 3.4).
@@ -112,6 +112,9 @@ class TransformerPart(Part):
             if not isinstance(getattr(self, name), InputPart | None):
                 raise SpecError(f"{type(getattr(spec, name)).__name__} can't be a {name}: it takes no input")
         self.delay, self.ties = spec.delay, spec.ties
+        side = (self.source, self.encoder) if self.encoder is not None else (self.target, self.decoder)
+        walked = (part for one in side if one is not None for part in one.modules())
+        self.reads = frozenset[str]().union(*(part.reads for part in walked if isinstance(part, Part)))
         for one in spec.ties:
             missing = [path for path in (one.tied, one.to) if not self._has(path)]
             if missing:
@@ -185,14 +188,14 @@ class TransformerPart(Part):
             cache: for the decoder.
             document_ids: [B, T], tells packed documents of `input_ids` apart.
             trace: filled with attention weights if given.
-            inputs: what else this model's first part reads: `pixel_values` or `input_features` in place of
-                `input_ids`, `token_type_ids`, `langs`.
+            inputs: what else this model's parts read: `pixel_values` or `input_features` in place of
+                `input_ids`, `token_type_ids`, `langs`, `global_attention_mask`.
         Raises:
             SpecError: inputs that the model has no part for, or masks of a wrong shape.
         """
         first = self.source or self.target
         assert isinstance(first, InputPart)
-        unread = [name for name in inputs if name not in first.reads and name != first.main]
+        unread = [name for name in inputs if name not in self.reads and name != first.main]
         if self.encoder is None or self.decoder is None or self.delay is not None:
             given = {"decoder_input_ids": decoder_input_ids, "decoder_attention_mask": decoder_attention_mask}
             unread += [name for name, value in given.items() if value is not None]

@@ -21,9 +21,16 @@ class Part(nn.Module):
     Each field of the spec that holds a `Spec` becomes a child of the same name, and a tuple of them a
     `ModuleList`: so the path of a spec in its tree is the path of its module, and a parameter's name tells where
     it stands in the spec. A part has one signature, `forward(x, flow) -> x`; what travels beside `x` is in `Flow`.
+
+    Attributes:
+        by_chance: names of buffers that are drawn at random, so that an average of several says nothing.
     """
 
+    by_chance: frozenset[str] = frozenset()
     __call__: Callable[..., Tensor]
+
+    reads: frozenset[str] = frozenset()
+    """Names of further inputs that it takes from `flow.inputs`."""
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()

@@ -143,6 +143,8 @@ class PoolPart(Part):
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         self.agree(flow)
+        if not x.shape[1]:
+            raise SpecError(f"{type(self.spec).__name__} has no row to take: the sequences are of length 0")
         return self.pool(x, flow.rows_valid, flow)
 
     def pool(self, x: Tensor, real: Tensor | None, flow: Flow) -> Tensor:

@@ -75,6 +75,41 @@ class Learned(Position):
         return LearnedPart(self)
 
 
+class Axial(Position):
+    """Trained vectors along axes: place i has those of its coordinates in a grid of `shape`, side by side.
+
+    So few vectors are many places, 64 + 64 of them 64 · 64, as in Reformer's models (Kitaev et al. 2020). The last axis
+    runs fastest. `widths` are those of the axes and make up `width`; `start` is the deviation that they are drawn with.
+    In training, `dropout` drops all places that differ in the first coordinate only, together.
+
+    Shorter sequences have the first places; one longer than the grid is an error.
+    """
+
+    shape: tuple[int, ...] = ()
+    widths: tuple[int, ...] = ()
+    start: float = 1.0
+    dropout: float = 0.0
+
+    def check(self) -> None:
+        super().check()
+        axes = len(self.shape) == len(self.widths) > 0 and min(*self.shape, *self.widths) > 0
+        self.require(axes, f"shape {self.shape} and widths {self.widths} must have a number above 0 for each axis")
+        made = f"widths {self.widths} make {sum(self.widths)} values, not {self.width}"
+        self.require(sum(self.widths) == self.width, made)
+        places = math.prod(self.shape)
+        self.require(self.length in (None, places), f"a grid of {self.shape} has {places} places, not {self.length}")
+        self.require(self.offset == 0, "the places of a grid are counted from 0")
+        self.require(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")
+
+    @classmethod
+    def of_axes(cls, shape: tuple[int, ...], widths: tuple[int, ...]) -> Axial:
+        """Return the positions of a grid."""
+        return cls(sum(widths), shape=shape, widths=widths)
+
+    def module(self) -> Part:
+        return AxialPart(self)
+
+
 class PositionPart(Part):
     """Gives vectors for `flow.positions`: [1 or B, S] -> [1 or B, S, width]."""
 
@@ -154,3 +189,29 @@ class LearnedPart(PositionPart):
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         self.refuse_beyond(flow.positions)
         return self.weight[flow.positions + self.offset]
+
+
+class AxialPart(PositionPart):
+    """Holds a table [shape[i], widths[i]] for each axis: `axis_0`, `axis_1`, …"""
+
+    def __init__(self, spec: Axial) -> None:
+        super().__init__(spec)
+        self.length, self.shape, self.dropout = math.prod(spec.shape), spec.shape, spec.dropout
+        for axis, size in enumerate(zip(spec.shape, spec.widths, strict=True)):
+            table = nn.Parameter(torch.empty(size))
+            self.register_parameter(f"axis_{axis}", table)
+            draw_normal(table, spec.start)
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        self.refuse_beyond(flow.positions)
+        found, unit = [], math.prod(self.shape)
+        for table, places in zip(self.parameters(), self.shape, strict=True):
+            unit //= places
+            found.append(table[flow.positions // unit % places])
+        vectors = torch.cat(found, -1)
+        if not self.training or not self.dropout:
+            return vectors
+        columns = math.prod(self.shape[1:])
+        kept = torch.rand(len(x), columns, device=x.device) >= self.dropout
+        kept = kept.gather(1, (flow.positions % columns).expand(len(x), -1))
+        return vectors * (kept.to(vectors.dtype) / (1 - self.dropout))[..., None]

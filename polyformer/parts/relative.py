@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from polyformer.parts.bias import Bias, ByDistance, ByKey, ByProduct, ByVector
 from polyformer.parts.linear import Linear
 from polyformer.parts.part import Part, draw_normal
 from polyformer.spec import Spec
@@ -34,8 +35,8 @@ class RelativePart(Part):
         """Turn queries, where that differs from turning keys."""
         return self.turn(q_BHSE, flow)
 
-    def bias(self, q_BHSE: Tensor, flow: Flow) -> Tensor | None:
-        """Return what is added to the scores, [1 or B, H, S, K], or None."""
+    def bias(self, q_BHSE: Tensor, flow: Flow) -> Bias | None:
+        """Return what is added to the scores, which kernels ask for whole or block by block, or None."""
         return None
 
 
@@ -146,18 +147,11 @@ class Turned(Spec):
         return TurnedPart(self)
 
 
-def distances(flow: Flow) -> tuple[int, int]:
-    """Return the least and the greatest of key place - query place in this pass."""
+def distances(flow: Flow) -> Tensor:
+    """Return all that key place - query place can be in this pass, from the least: integers [S + K - 1]."""
     view = flow.view
-    return 1 - view.keys, view.queries - 1
-
-
-def spread(by_distance_HN: Tensor, flow: Flow) -> Tensor:
-    """Lay values by distance out as scores: [H, S + K - 1], from the least distance -> [1, H, S, K].
-
-    A bias that depends on the distance only is worked out S + K - 1 times, not S·K times.
-    """
-    return by_distance_HN.unfold(1, flow.view.keys, 1).flip(1)[None]
+    least = 1 - view.keys
+    return torch.arange(least, max(view.queries, least), device=view.device)
 
 
 class AlibiPart(RelativePart):
@@ -167,17 +161,13 @@ class AlibiPart(RelativePart):
         super().__init__(spec)
         self.slopes, self.scale, self.precision = spec.slopes(), spec.scale, spec.precision
 
-    def bias(self, q_BHSE: Tensor, flow: Flow) -> Tensor:
-        def make() -> Tensor:
-            slopes = torch.tensor(self.slopes, dtype=torch.float32, device=q_BHSE.device)
+    def bias(self, q_BHSE: Tensor, flow: Flow) -> Bias:
+        def make() -> Bias:
+            slopes = torch.tensor(self.slopes, dtype=torch.float32, device=q_BHSE.device)[:, None]
             if self.precision == "bfloat16":
-                risen = slopes.bfloat16()[:, None] * flow.view.places[:, None].bfloat16()
-                return (risen.to(q_BHSE.dtype) * self.scale)[:, :, None].expand(-1, -1, flow.view.queries, -1)
-            if flow.view.gaps:
-                return (-self.scale * slopes[:, None, None] * flow.view.apart()[:, None].abs()).to(q_BHSE.dtype)
-            least, greatest = distances(flow)
-            apart = torch.arange(least, greatest + 1, device=q_BHSE.device).abs()
-            return spread(-self.scale * slopes[:, None] * apart, flow).to(q_BHSE.dtype)
+                risen = slopes.bfloat16() * flow.view.places[:, None].bfloat16()
+                return ByKey(flow.view, (risen.to(q_BHSE.dtype) * self.scale,))
+            return ByDistance(flow.view, ((-self.scale * slopes * distances(flow).abs()).to(q_BHSE.dtype),))
 
         return flow.once(("alibi", self.spec, q_BHSE.dtype), make)
 
@@ -190,13 +180,9 @@ class BucketsPart(RelativePart):
         self.weight = nn.Parameter(torch.empty(spec.count, spec.heads))
         draw_normal(self.weight, 0.02)
 
-    def bias(self, q_BHSE: Tensor, flow: Flow) -> Tensor:
-        def make() -> Tensor:
-            if flow.view.gaps:
-                return self.weight[self._bucket(flow.view.apart())].permute(0, 3, 1, 2).to(q_BHSE.dtype)
-            least, greatest = distances(flow)
-            apart = torch.arange(least, greatest + 1, device=q_BHSE.device)
-            return spread(self.weight[self._bucket(apart)].T, flow).to(q_BHSE.dtype)
+    def bias(self, q_BHSE: Tensor, flow: Flow) -> Bias:
+        def make() -> Bias:
+            return ByDistance(flow.view, (self.weight[self._bucket(distances(flow))].T.to(q_BHSE.dtype),))
 
         return flow.once(("buckets", id(self.weight), self.spec, q_BHSE.dtype), make)
 
@@ -221,10 +207,9 @@ class ShawPart(RelativePart):
         self.distance = spec.distance
         draw_normal(self.weight, 0.02)
 
-    def bias(self, q_BHSE: Tensor, flow: Flow) -> Tensor:
+    def bias(self, q_BHSE: Tensor, flow: Flow) -> Bias:
         scores = q_BHSE @ self.weight.to(q_BHSE.dtype).T * q_BHSE.shape[-1] ** -0.5
-        index = flow.view.apart()[:, None].clamp(-self.distance, self.distance) + self.distance
-        return torch.gather(scores, -1, index.expand(*scores.shape[:2], -1, -1))
+        return ByVector(flow.view, (scores,), self.distance)
 
 
 class TransformerXLPart(RelativePart):
@@ -243,22 +228,16 @@ class TransformerXLPart(RelativePart):
     def ask(self, q_BHSE: Tensor, flow: Flow) -> Tensor:
         return q_BHSE + self.content[:, None]
 
-    def bias(self, q_BHSE: Tensor, flow: Flow) -> Tensor:
-        view = flow.view
+    def bias(self, q_BHSE: Tensor, flow: Flow) -> Bias:
         waves = flow.once(("sinusoids of distances", self.width), lambda: self._waves(flow))
         keys_NHE = self.project(waves.to(q_BHSE.dtype), flow).view(len(waves), *self.content.shape)
         queries = q_BHSE + (self.distance - self.content)[:, None]  # u is in them already
-        scores = queries @ keys_NHE.permute(1, 2, 0) * q_BHSE.shape[-1] ** -0.5
-        places = torch.arange(view.keys, device=q_BHSE.device)
-        index = places[None, :] - places[view.keys - view.queries :, None] + view.keys - 1
-        return torch.gather(scores, -1, index.expand(*scores.shape[:2], -1, -1))
+        return ByProduct(flow.view, (queries * q_BHSE.shape[-1] ** -0.5, keys_NHE.transpose(0, 1)))
 
     def _waves(self, flow: Flow) -> Tensor:
         """Return sines and cosines in turn of query place - key place, from the furthest key behind: [N, width]."""
-        least, greatest = distances(flow)
         rates = torch.arange(0, self.width, 2, dtype=torch.float64, device="cpu") * (-math.log(10000.0) / self.width)
-        apart = torch.arange(least, greatest + 1, dtype=torch.float64, device="cpu")
-        angles = -apart[:, None] * rates.exp()
+        angles = -distances(flow).cpu().double()[:, None] * rates.exp()
         return torch.stack((angles.sin(), angles.cos()), -1).flatten(1).float().to(flow.view.device)
 
 
@@ -272,5 +251,5 @@ class TurnedPart(Part):
         self.heads = spec.heads
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
-        pieces = x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+        pieces = torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2)
         return self.position.turn(pieces, flow).transpose(1, 2).flatten(2)

@@ -122,7 +122,7 @@ class RetentionPart(Slotted):
         q, k, v = (self._split(part(x, flow)) for part in (self.q, self.k, self.v))
         if self.position is not None:
             q, k = self.position.turn(q, flow), self.position.turn(k, flow)
-        retained = self.norm(self._retain(q, k, v, flow).transpose(1, 2).flatten(2), flow)
+        retained = self.norm(flow.apart(self._retain, q, k, v).transpose(1, 2).flatten(2), flow)
         return self.o(F.silu(self.gate(x, flow)) * retained, flow)
 
     def _retain(self, q: Tensor, k: Tensor, v: Tensor, flow: Flow) -> Tensor:

@@ -42,7 +42,8 @@ class Reversible(Spec):
 
     In the backward pass each block's input is worked out of its output, and what is inside of the block is made again,
     one f or g at a time (Gomez et al. 2017, algorithm 1), under the random state that it was made under, so that
-    dropout drops the same. The price is a second forward pass, and inputs that are true to rounding only.
+    dropout drops the same. The price is a second forward pass, and inputs that are true to rounding only, so that a
+    part is held to what it chose the first time (`Flow.choose`), as `Hashing` to its buckets.
 
     Rows enter as both halves, [x; x], and leave as [y₁; y₂], which is twice as wide and what `norm` is given, as in
     Reformer (Kitaev et al. 2020). A pass that reads from a cache, or that writes down a routing, whose losses need its
@@ -141,6 +142,7 @@ class Walk:
     blocks: nn.ModuleList
     flow: Flow
     conditions: list[Conditions] = field(default_factory=list)
+    choices: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def halves(self) -> list[tuple[Part, str]]:
@@ -153,7 +155,7 @@ class Walk:
 
     def forth(self, first: Tensor, second: Tensor) -> Pair:
         """Walk without a graph. What layers share of the flow has none either, so it is kept from other layers."""
-        flow = replace(self.flow, _made={})
+        flow = replace(self.flow, _made={}, choices=self.choices)
         for part, path in self.halves:
             self.conditions.append(Conditions(first.device))
             flow.path = path
@@ -166,7 +168,7 @@ class Walk:
         (first, second), (d_first, d_second) = rows, slopes
         found = Gradients(memory)
         for (part, path), conditions in zip(reversed(self.halves), reversed(self.conditions), strict=True):
-            flow = replace(self.flow, _made={}, path=path, trace=None, memory=memory)
+            flow = replace(self.flow, _made={}, path=path, trace=None, memory=memory, choices=self.choices)
             with torch.enable_grad(), conditions.again():
                 given = first.detach().requires_grad_()
                 made = part(given, flow)

@@ -176,6 +176,9 @@ class RotaryPart(RelativePart):
         spec = self.spec
         assert isinstance(spec, Rotary)
         scaling = spec.scaling
+        if isinstance(scaling, Dynamic) and flow.pieces:  # whose angles are those for each sequence's length
+            waves = [self._waves(piece.flow, like) for piece in flow.pieces]
+            return torch.cat([cos for cos, _ in waves], 2), torch.cat([sin for _, sin in waves], 2)
         if scaling is None:
             rates, strength = spec.plain(), 1.0
         else:

@@ -1,30 +1,74 @@
-"""Who may look at whom, as data. A kernel lowers a rule to what it runs best; `allowed` is the plain meaning.
+"""Who may look at whom, as data. A kernel lowers a rule to what it runs best; `among` is the plain meaning.
 
-Rules speak of places in the sequence (index of query and key), never of values; padding is not a rule but a fact
+Rules speak of places in the row (index of query and key), never of values; padding is not a rule but a fact
 of the batch, and `View` adds it to every rule.
+
+Places are laid out as scores are: of queries [b, h, ..., s, 1], of keys [b, h, ..., 1, k], where b is 1 or the batch,
+h is 1 or the heads. [b, s, 1] is short for [b, 1, s, 1], and [s, 1] for [1, 1, s, 1]. What is worked out from them has
+the shape of both, [b, h, ..., s, k].
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from polyformer.errors import SpecError
-from polyformer.parts.contract import Clause, Refuses, Term
+from polyformer.parts.contract import Clause, Differs, Refuses, Term
+from polyformer.parts.places import as_scores, at, changes, places_in_documents
 from polyformer.spec import Record
+
+M = TypeVar("M")
+
+End = Literal["left", "right"]
+"""An end of the row."""
 
 
 class Rule(Record, abstract=True):
-    """Which keys a query may look at. Rules combine with `&`."""
+    """Which keys a query may look at. Rules combine with `&` (both hold) and `|` (either does)."""
+
+    def among(self, view: View, queries: Tensor, keys: Tensor) -> Tensor | None:
+        """Return a boolean, True where a query may look at a key, both given by their places; None means everywhere."""
+        raise NotImplementedError
 
     def allowed(self, view: View) -> Tensor | None:
-        """Return a boolean [1 or B, S, K], True where query s may look at key k; None means everywhere."""
-        raise NotImplementedError
+        """Return a boolean [1 or B, S, K] of all queries and keys; None means everywhere.
+
+        Raises:
+            SpecError: heads see different keys.
+        """
+        found = view.everywhere(self)
+        if found is not None and found.shape[1] > 1:
+            raise SpecError(f"{self} means something else for each head, so it can't be one mask for all of them")
+        return None if found is None else found[:, 0]
+
+    def reach(self, view: View, queries: range) -> range:
+        """Return a run of keys outside of which none of these queries may look, so that a kernel skips the others."""
+        return range(view.keys)
+
+    def opens(self, view: View, queries: range, keys: range) -> bool:
+        """Return whether each of these queries may look at each of these keys; False where it would be hard to say."""
+        return False
+
+    @property
+    def grain(self) -> int:
+        """The size of the blocks, counted from the row's left end, in which places are alike; 0 if all are alike."""
+        return 1
+
+    @property
+    def ends(self) -> frozenset[End]:
+        """The ends of the row from which this counts, so that padding there moves it."""
+        return frozenset()
+
+    def settled(self) -> Rule:
+        """Return the rule as it is when nothing is trained."""
+        return self
 
     def here(self, view: View) -> Rule:
         """Return the simplest rule that means the same in this batch."""
@@ -43,10 +87,18 @@ class Rule(Record, abstract=True):
     def breaks(self) -> Mapping[Clause, Term]:
         """Return what a part whose rows meet under this rule can't hold of the invariance contract."""
         found: dict[Clause, Term] = {}
+        ends = [end for end in ("left", "right") if end in self.ends]
+        for end in ends:
+            moved = f"its rule counts from the {end} end of the row, where padding stands"
+            found["padded on the left" if end == "left" else "padded on the right"] = Differs(moved)
         if self.looks_ahead:
             found["cached"] = Refuses("its rule lets queries look at keys behind them; one with Causal() does not")
+        elif "right" in ends:
+            found["cached"] = Refuses("its rule counts from the right end of the row, which moves as the row grows")
         if not self.keeps_apart:
             found["packed"] = Refuses("its rule lets documents look at each other; one with SameDocument() does not")
+        elif ends:
+            found["packed"] = Refuses("its rule counts from the ends of the row, not of each document")
         return found
 
     def __and__(self, other: Rule) -> Rule:
@@ -56,12 +108,48 @@ class Rule(Record, abstract=True):
             return Everyone()
         return distinct[0] if len(distinct) == 1 else All(tuple(distinct))
 
+    def __or__(self, other: Rule) -> Rule:
+        parts = [rule for side in (self, other) for rule in (side.rules if isinstance(side, Either) else (side,))]
+        distinct = [r for i, r in enumerate(parts) if not isinstance(r, Nobody) and r not in parts[:i]]
+        if not distinct or any(isinstance(r, Everyone) for r in distinct):
+            return Everyone() if distinct else Nobody()
+        return distinct[0] if len(distinct) == 1 else Either(tuple(distinct))
+
 
 class Everyone(Rule):
     """Every query looks at every key."""
 
-    def allowed(self, view: View) -> Tensor | None:
+    @property
+    def grain(self) -> int:
+        return 0
+
+    def among(self, view: View, queries: Tensor, keys: Tensor) -> Tensor | None:
         return None
+
+    def opens(self, view: View, queries: range, keys: range) -> bool:
+        return True
+
+
+class Nobody(Rule):
+    """No query looks at any key; what is left of a rule that says nothing about a batch."""
+
+    @property
+    def looks_ahead(self) -> bool:
+        return False
+
+    @property
+    def keeps_apart(self) -> bool:
+        return True
+
+    @property
+    def grain(self) -> int:
+        return 0
+
+    def among(self, view: View, queries: Tensor, keys: Tensor) -> Tensor | None:
+        return (as_scores(keys) < 0) & (as_scores(queries) < 0)
+
+    def reach(self, view: View, queries: range) -> range:
+        return range(0)
 
 
 class Causal(Rule):
@@ -71,27 +159,53 @@ class Causal(Rule):
     def looks_ahead(self) -> bool:
         return False
 
-    def allowed(self, view: View) -> Tensor | None:
-        if view.queries == 1:
-            return None
-        places = torch.arange(view.keys, device=view.device)
-        return (places[None, :] <= places[view.keys - view.queries :, None])[None]
+    def here(self, view: View) -> Rule:
+        return Everyone() if view.queries == 1 else self
+
+    def among(self, view: View, queries: Tensor, keys: Tensor) -> Tensor | None:
+        return as_scores(keys) <= as_scores(queries)
+
+    def reach(self, view: View, queries: range) -> range:
+        return range(queries.stop)
+
+    def opens(self, view: View, queries: range, keys: range) -> bool:
+        return keys.stop <= queries.start + 1
 
 
 class Window(Rule):
-    """A query looks at keys less than `width` places away, to either side; `Causal() & Window(w)` is Mistral's
-    sliding window (Jiang et al. 2023, section 2), `Window(w)` Longformer's (Beltagy et al. 2020)."""
+    """A query looks at every `step`-th key to either side, at the `width` nearest of them, its own included.
+
+    `Causal() & Window(w)` is Mistral's sliding window (Jiang et al. 2023, section 2), `Window(w)` Longformer's, and
+    with a `step` above 1 its dilated one (Beltagy et al. 2020, section 3.1).
+    """
 
     width: int
+    step: int = 1
 
     def check(self) -> None:
         self.require(self.width > 0, "width must be at least 1")
+        self.require(self.step > 0, "step must be at least 1")
+
+    @property
+    def span(self) -> int:
+        """How far the furthest key may be away."""
+        return (self.width - 1) * self.step
 
     def here(self, view: View) -> Rule:
-        return Everyone() if view.keys <= self.width else self
+        return Everyone() if self.step == 1 and view.keys <= self.width else self
 
-    def allowed(self, view: View) -> Tensor | None:
-        return view.apart().abs() < self.width
+    def among(self, view: View, queries: Tensor, keys: Tensor) -> Tensor | None:
+        apart = view.apart(queries, keys)
+        near = apart.abs() <= self.span
+        return near if self.step == 1 else near & (apart % self.step == 0)
+
+    def reach(self, view: View, queries: range) -> range:
+        far = self.span + view.slack
+        return range(max(queries.start - far, 0), min(queries.stop + far, view.keys))
+
+    def opens(self, view: View, queries: range, keys: range) -> bool:
+        furthest = max(queries.stop - 1 - keys.start, keys.stop - 1 - queries.start)
+        return self.step == 1 and furthest <= self.span and not view.gaps
 
 
 class SameDocument(Rule):
@@ -104,20 +218,44 @@ class SameDocument(Rule):
     def here(self, view: View) -> Rule:
         return Everyone() if view.key_documents is None else self
 
-    def allowed(self, view: View) -> Tensor | None:
+    def among(self, view: View, queries: Tensor, keys: Tensor) -> Tensor | None:
         if view.key_documents is None:
             return None
-        own = view.key_documents[:, view.keys - view.queries :]
-        return own[:, :, None] == view.key_documents[:, None, :]
+        return at(view.key_documents, queries) == at(view.key_documents, keys)
+
+    def reach(self, view: View, queries: range) -> range:
+        if view.key_documents is None or not queries:
+            return range(view.keys)
+        first, last = (bound[:, queries.start : queries.stop] for bound in view.bounds)
+        return range(int(first.min()), int(last.max()) + 1)
+
+    def opens(self, view: View, queries: range, keys: range) -> bool:
+        if view.key_documents is None or not queries:
+            return view.key_documents is None
+        asked = view.key_documents[:, queries.start : queries.start + 1]
+        both = (view.key_documents[:, one.start : one.stop] for one in (queries, keys))
+        return all(bool((one == asked).all()) for one in both)
 
 
-class All(Rule):
-    """Every one of several rules holds; written `a & b`."""
+class Joined(Rule, abstract=True):
+    """Several rules as one."""
 
     rules: tuple[Rule, ...]
 
     def check(self) -> None:
         self.require(len(self.rules) > 0, "needs at least one rule")
+
+    @property
+    def grain(self) -> int:
+        return math.gcd(*(rule.grain for rule in self.rules))
+
+    @property
+    def ends(self) -> frozenset[End]:
+        return frozenset[End]().union(*(rule.ends for rule in self.rules))
+
+
+class All(Joined):
+    """Every one of several rules holds; written `a & b`."""
 
     @property
     def looks_ahead(self) -> bool:
@@ -127,16 +265,57 @@ class All(Rule):
     def keeps_apart(self) -> bool:
         return any(rule.keeps_apart for rule in self.rules)
 
+    def settled(self) -> Rule:
+        return functools.reduce(Rule.__and__, (rule.settled() for rule in self.rules))
+
     def here(self, view: View) -> Rule:
         return functools.reduce(Rule.__and__, (rule.here(view) for rule in self.rules))
 
-    def allowed(self, view: View) -> Tensor | None:
+    def among(self, view: View, queries: Tensor, keys: Tensor) -> Tensor | None:
         found = None
         for rule in self.rules:
-            one = rule.allowed(view)
+            one = rule.among(view, queries, keys)
             if one is not None:
                 found = one if found is None else found & one
         return found
+
+    def reach(self, view: View, queries: range) -> range:
+        each = [rule.reach(view, queries) for rule in self.rules]
+        first = max(one.start for one in each)
+        return range(first, max(first, min(one.stop for one in each)))
+
+    def opens(self, view: View, queries: range, keys: range) -> bool:
+        return all(rule.opens(view, queries, keys) for rule in self.rules)
+
+
+class Either(Joined):
+    """At least one of several rules holds; written `a | b`."""
+
+    @property
+    def looks_ahead(self) -> bool:
+        return any(rule.looks_ahead for rule in self.rules)
+
+    @property
+    def keeps_apart(self) -> bool:
+        return all(rule.keeps_apart for rule in self.rules)
+
+    def settled(self) -> Rule:
+        return functools.reduce(Rule.__or__, (rule.settled() for rule in self.rules))
+
+    def here(self, view: View) -> Rule:
+        return functools.reduce(Rule.__or__, (rule.here(view) for rule in self.rules))
+
+    def among(self, view: View, queries: Tensor, keys: Tensor) -> Tensor | None:
+        each = [rule.among(view, queries, keys) for rule in self.rules]
+        known = [one for one in each if one is not None]
+        return functools.reduce(Tensor.logical_or, known) if len(known) == len(each) else None
+
+    def reach(self, view: View, queries: range) -> range:
+        each = [run for run in (rule.reach(view, queries) for rule in self.rules) if run]
+        return range(min(one.start for one in each), max(one.stop for one in each)) if each else range(0)
+
+    def opens(self, view: View, queries: range, keys: range) -> bool:
+        return any(rule.opens(view, queries, keys) for rule in self.rules)
 
 
 @dataclass
@@ -145,9 +324,9 @@ class Mask:
 
     Attributes:
         causal: the rule is the plain causal triangle, S == K, and nothing else.
-        allowed: boolean [1 or B, 1, S, K], or None where everything is allowed (or `causal` says it all). Rows
+        allowed: boolean [1 or B, 1 or H, S, K], or None where everything is allowed (or `causal` says it all). Rows
             with nothing to look at are opened to every key here, so that no softmax divides by zero.
-        empty: boolean [B, 1, S, 1], True for those rows, whose result is zeros; None if there are none.
+        empty: boolean [1 or B, 1 or H, S, 1], True for those rows, whose result is zeros; None if there are none.
     """
 
     causal: bool
@@ -168,6 +347,7 @@ class View:
         right_padded: all padding stands behind the real tokens, so that under a causal rule no real query
             could see it anyway.
         device: where masks are made.
+        marked: boolean [B, K], tokens that everyone may look at under the rule `Marked`, or None.
     """
 
     queries: int
@@ -176,14 +356,15 @@ class View:
     key_documents: Tensor | None
     right_padded: bool
     device: torch.device
-    _masks: dict[Rule, Mask] = field(default_factory=dict)
+    marked: Tensor | None = None
+    _made: dict[Hashable, Any] = field(default_factory=dict)
     _biased: tuple[Tensor, Rule, Tensor] | None = None
 
     @functools.cached_property
     def places(self) -> Tensor:
         """Integers [1 or B, K], the place of each key in its own document, counted from 0 over its real tokens."""
         if self.key_documents is not None:
-            return _places_in_documents(self.key_documents, self.valid)
+            return places_in_documents(self.key_documents, self.valid)
         if self.valid is None or self.right_padded:
             return torch.arange(self.keys, device=self.device)[None]
         return (self.valid.long().cumsum(1) - 1).clamp(min=0)
@@ -210,31 +391,83 @@ class View:
             places = torch.arange(self.keys, device=self.device)
             first = self.valid.int().argmax(1, keepdim=True)
             documents = documents.gather(1, torch.where(self.valid, places, first).cummax(1).values)
-        numbers = _changes(documents).cumsum(1)
-        if bool((numbers[:, -1:] != _changes(documents.sort(1).values).sum(1, keepdim=True)).any()):
+        numbers = changes(documents).cumsum(1)
+        if bool((numbers[:, -1:] != changes(documents.sort(1).values).sum(1, keepdim=True)).any()):
             raise SpecError("each packed document must stand in one piece here; rows of another one part one of them")
         return numbers
 
-    def apart(self) -> Tensor:
-        """Return the place of each key minus that of each query: integers [1 or B, S, K].
+    @functools.cached_property
+    def slack(self) -> int:
+        """How much further apart two tokens may stand in the row than in their document, by padding between them."""
+        if not self.gaps or self.valid is None:
+            return 0
+        return self.keys if self.key_documents is not None else int((~self.valid).sum(1).max())
+
+    @functools.cached_property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The first and the last place of each place's document: two of integers [B, K]."""
+        assert self.key_documents is not None
+        _, numbers = torch.unique(self.key_documents, return_inverse=True)
+        places = torch.arange(self.keys, device=self.device).expand_as(numbers)
+        none = torch.zeros(len(numbers), int(numbers.max()) + 1, dtype=places.dtype, device=self.device)
+        first, last = (none.scatter_reduce(1, numbers, places, to, include_self=False) for to in ("amin", "amax"))
+        return first.gather(1, numbers), last.gather(1, numbers)
+
+    def pairs(self, queries: range, keys: range) -> tuple[Tensor, Tensor]:
+        """Return the places of a run of queries, [1, 1, s, 1], and of a run of keys, [1, 1, 1, k]."""
+        asking, asked = (torch.arange(one.start, one.stop, device=self.device) for one in (queries, keys))
+        return asking[None, None, :, None], asked[None, None, None, :]
+
+    def apart(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Return the place of each key in its document minus that of each query: integers [b, h, ..., s, k].
 
         Only what stands in one document is compared, so that without gaps their places in the row will do.
         """
-        places = self.places if self.gaps else torch.arange(self.keys, device=self.device)[None]
-        return places[:, None, :] - places[:, self.keys - self.queries :, None]
+        if self.gaps:
+            return at(self.places, keys) - at(self.places, queries)
+        return as_scores(keys) - as_scores(queries)
+
+    def everywhere(self, rule: Rule) -> Tensor | None:
+        """Return where all queries may look, padding aside: boolean [1 or B, 1 or H, S, K]; None means everywhere."""
+        return rule.among(self, *self.pairs(range(self.keys - self.queries, self.keys), range(self.keys)))
+
+    def marking(self, marked_BK: Tensor) -> View:
+        """Return this view with tokens marked."""
+        return View(self.queries, self.keys, self.valid, self.key_documents, self.right_padded, self.device, marked_BK)
+
+    def valid_at(self, keys: Tensor) -> Tensor | None:
+        """Return which keys are real: boolean [b, h, ..., 1, k]; None if all are."""
+        return None if self.valid is None else at(self.valid, keys)
+
+    def among(self, rule: Rule, queries: Tensor, keys: Tensor) -> Tensor | None:
+        """Return where a query may look at a key that is real: boolean [b, h, ..., s, k]; None means everywhere."""
+        allowed, real = rule.among(self, queries, keys), self.valid_at(keys)
+        return real if allowed is None else allowed if real is None else allowed & real
+
+    def block(self, rule: Rule, queries: range, keys: range) -> Tensor | None:
+        """Return the same for two runs of places, [b, 1, s, k]; None where nothing in the block is forbidden."""
+        real = self.valid is None or bool(self.valid[:, keys.start : keys.stop].all())
+        if rule.opens(self, queries, keys):
+            return None if real else self.valid_at(self.pairs(queries, keys)[1])
+        asking, asked = self.pairs(queries, keys)
+        return rule.among(self, asking, asked) if real else self.among(rule, asking, asked)
 
     def mask(self, rule: Rule) -> Mask:
         """Lower a rule for this batch."""
-        found = self._masks.get(rule)
-        if found is None:
-            found = self._masks[rule] = self._lower(rule)
+        return self.once(rule, lambda: self._lower(rule))
+
+    def once(self, key: Hashable, make: Callable[[], M]) -> M:
+        """Return what `make` gave the first time that `key` was asked for: layers share what a rule is lowered to."""
+        if key not in self._made:
+            self._made[key] = make()
+        found: M = self._made[key]
         return found
 
     def biased(self, rule: Rule, bias: Tensor) -> Tensor:
         """Return a score bias with -inf where the rule forbids (kept as long as layers share the bias)."""
         if self._biased is None or self._biased[0] is not bias or self._biased[1] != rule:
             mask = self.mask(rule)
-            allowed = rule.allowed(self)[:, None] if mask.causal else mask.allowed  # type: ignore[index]
+            allowed = self.everywhere(rule) if mask.causal else mask.allowed
             made = bias if allowed is None else bias.masked_fill(~allowed, float("-inf"))
             self._biased = (bias, rule, made)
         return self._biased[2]
@@ -243,30 +476,15 @@ class View:
         rule = rule.here(self)
         if rule == Causal() and self.queries == self.keys and (self.valid is None or self.right_padded):
             return Mask(causal=self.keys > 1, allowed=None, empty=None)
-        allowed = rule.allowed(self)
+        allowed = self.everywhere(rule)
         if self.valid is not None:
             if self.valid.shape[-1] != self.keys:
                 raise SpecError(f"the attention mask covers {self.valid.shape[-1]} keys, but there are {self.keys}")
-            real = self.valid[:, None, :]
+            real = self.valid[:, None, None, :]
             allowed = real if allowed is None else allowed & real
         if allowed is None:
             return Mask(causal=False, allowed=None, empty=None)
         empty = ~allowed.any(dim=-1, keepdim=True)
         if not bool(empty.any()):
-            return Mask(causal=False, allowed=allowed[:, None], empty=None)
-        return Mask(causal=False, allowed=(allowed | empty)[:, None], empty=empty[:, None])
-
-
-def _changes(documents: Tensor) -> Tensor:
-    """Tell where an id differs from the one before: [B, K] -> boolean [B, K]."""
-    return F.pad(documents[:, 1:] != documents[:, :-1], (1, 0))
-
-
-def _places_in_documents(documents: Tensor, valid: Tensor | None) -> Tensor:
-    """Count from 0 within each run of equal ids, whatever ids padding has: [B, K] -> [B, K]."""
-    places = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
-    starts = torch.ones_like(documents, dtype=torch.bool)
-    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    if valid is not None:
-        starts[:, 1:] |= valid[:, 1:] != valid[:, :-1]
-    return places - torch.where(starts, places, 0).cummax(1).values
+            return Mask(causal=False, allowed=allowed, empty=None)
+        return Mask(causal=False, allowed=allowed | empty, empty=empty)

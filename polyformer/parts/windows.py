@@ -6,6 +6,7 @@ Shape letters: B batch, S rows, D width, H heads, E head width, W windows of an 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,13 @@ from torch.nn import functional as F
 
 from polyformer.errors import SpecError
 from polyformer.parts.attention import Attention
+from polyformer.parts.bias import Bias, by_head
 from polyformer.parts.contract import Clause, Refuses, Term
 from polyformer.parts.flow import Flow
 from polyformer.parts.linear import Linear
 from polyformer.parts.norms import LayerNorm
 from polyformer.parts.part import Part, draw_normal
+from polyformer.parts.places import as_scores
 from polyformer.parts.relative import RelativePart, RelativePosition
 from polyformer.parts.rules import SameDocument, View
 from polyformer.spec import Spec
@@ -136,22 +139,60 @@ class GridBiasPart(RelativePart):
         self.weight = nn.Parameter(torch.empty((2 * spec.height - 1) * (2 * spec.width - 1), spec.heads))
         draw_normal(self.weight, 0.02)
 
-    def bias(self, q_BHSE: Tensor, flow: Flow) -> Tensor:
-        index_SK = flow.once(("grid offsets", self.reach), lambda: self.offsets(flow))
-        bias_HSK = self.weight.T[:, index_SK].to(q_BHSE.dtype)
-        before = flow.view.keys - index_SK.shape[1]
-        return F.pad(bias_HSK, (before, 0, flow.view.queries - index_SK.shape[0], 0))[None]
-
-    def offsets(self, flow: Flow) -> Tensor:
-        """Return the table's row for each query and key on the grid."""
+    def bias(self, q_BHSE: Tensor, flow: Flow) -> Bias:
         view = flow.view
-        height, width = flow.grid or (1, view.keys)
-        places = torch.arange(height * width, device=view.device)
-        queries = places[max(len(places) - view.queries, 0) :]
+        offsets = flow.once(("grid offsets", self.reach), lambda: Offsets(view, flow.grid, self.reach))
+        return ByOffset(view, (self.weight.T.to(q_BHSE.dtype),), offsets)
+
+
+@dataclass
+class Offsets:
+    """Which row of a table says how queries and keys stand to each other on a grid; made once for all layers.
+
+    Attributes:
+        view: the last of its keys are the grid.
+        grid: height and width; None is one row of all keys.
+        reach: the furthest that rows and columns are told apart.
+    """
+
+    view: View
+    grid: tuple[int, int] | None
+    reach: tuple[int, int]
+    _found: Tensor | None = None
+
+    def among(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Return rows of the table [b, h, ..., s, k]: the one behind its last where a place is before the grid."""
+        height, width = self.grid or (1, self.view.keys)
+        asking, asked = (as_scores(one) - (self.view.keys - height * width) for one in (queries, keys))
         down, across = self.reach
-        rows = (queries[:, None] // width - places // width).clamp(-down, down) + down
-        columns = (queries[:, None] % width - places % width).clamp(-across, across) + across
-        return rows * (2 * across + 1) + columns
+        rows = (asking // width - asked // width).clamp(-down, down) + down
+        columns = (asking % width - asked % width).clamp(-across, across) + across
+        none = (2 * down + 1) * (2 * across + 1)
+        return torch.where((asking < 0) | (asked < 0), none, rows * (2 * across + 1) + columns)
+
+    def all(self) -> Tensor:
+        """Return those of all queries and keys: [1, 1, S, K]."""
+        if self._found is None:
+            keys = self.view.keys
+            self._found = self.among(*self.view.pairs(range(keys - self.view.queries, keys), range(keys)))
+        return self._found
+
+
+@dataclass
+class ByOffset(Bias):
+    """A number for each head and offset on a grid; `sources` is a table [H, offsets]."""
+
+    offsets: Offsets
+
+    def among(self, queries: Tensor, keys: Tensor) -> Tensor:
+        return self.laid_out(self.offsets.among(queries, keys))
+
+    def whole(self) -> Tensor:
+        return self.laid_out(self.offsets.all())
+
+    def laid_out(self, index: Tensor) -> Tensor:
+        """Look up offsets [b, h, ..., s, k] -> [b, H, ..., s, k]."""
+        return by_head(F.pad(self.sources[0], (0, 1)), index)
 
 
 class PatchMergingPart(Part):

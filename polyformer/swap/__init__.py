@@ -5,6 +5,7 @@ from polyformer.swap.changes import (
     GroupHeads,
     KeepBlocks,
     LimitWindow,
+    Retain,
     SwapKernel,
     TieHead,
 )
@@ -13,6 +14,7 @@ from polyformer.swap.norms import PlaceNorms, SwapNorms
 from polyformer.swap.origins import Moves, origins
 from polyformer.swap.positions import SwapPosition
 from polyformer.swap.report import Entry, Fate, Report
+from polyformer.swap.residuals import SwapResiduals
 from polyformer.swap.swap import Swap, Swaps
 from polyformer.swap.transplant import transplant
 
@@ -28,10 +30,12 @@ __all__ = [
     "Moves",
     "PlaceNorms",
     "Report",
+    "Retain",
     "Swap",
     "SwapKernel",
     "SwapNorms",
     "SwapPosition",
+    "SwapResiduals",
     "Swaps",
     "TieHead",
     "batches_of",

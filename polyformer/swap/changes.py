@@ -4,35 +4,44 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Literal
 
 from polyformer.errors import SpecError
 from polyformer.families.blocks import Placement
+from polyformer.families.mixers import NAMED, named
+from polyformer.generate.search import positions_of
 from polyformer.parts import (
     Attention,
+    Causal,
     CrossAttention,
     Embed,
     Everyone,
     Kernel,
+    LayerNorm,
     Linear,
     LMHead,
     Norm,
     PerHead,
+    Retention,
+    Rotary,
     Rule,
     Stack,
     TokenEmbedding,
     Transformer,
     Window,
 )
+from polyformer.parts.kernels.kernel import rules_of
 from polyformer.parts.rules import All
 from polyformer.spec import Record, Spec, rewrite, walk
 from polyformer.swap.norms import NormKind, PlaceNorms, SwapNorms
 from polyformer.swap.origins import Moves, tied_groups, ties_of
 from polyformer.swap.positions import Scheme, SwapPosition
+from polyformer.swap.residuals import SwapResiduals
 from polyformer.swap.swap import Swap, Swaps
 
 
 class SwapKernel(Swap):
-    """Another kernel in every attention, cross-attention too.
+    """Another kernel in every attention, cross-attention too; sizes that it leaves open are those of the model.
 
     Where the new kernel leaves a field at its default that the old one has as well (`scale`, `dropout`), it takes
     the old one's value, so that a model trained with scores of another scale is not scaled anew by accident.
@@ -41,12 +50,39 @@ class SwapKernel(Swap):
     kernel: Kernel
 
     def rewritten(self, spec: Transformer) -> Transformer:
+        sides = {"encoder": spec.source, "decoder": spec.target}
+        lengths = {name: None if side is None else positions_of(side) for name, side in sides.items()}
+
         def change(path: str, record: Record) -> Record:
             if not isinstance(record, Attention | CrossAttention):
                 return record
-            return record.replace(kernel=_inheriting(self.kernel, record.kernel))
+            read = "encoder" if isinstance(record, CrossAttention) else path.partition(".")[0]
+            fitted = self.kernel.fitted(record.heads.width, lengths.get(read))
+            return record.replace(kernel=_inheriting(fitted, record.kernel))
 
         return rewrite(spec, change)
+
+
+class Retain(Swap):
+    """Retention in the place of every self-attention, which must be causal (Sun et al. 2023).
+
+    Queries, keys, values and the output keep their matrices; gates are new, and so are the decays, one for each head.
+    """
+
+    def rewritten(self, spec: Transformer) -> Transformer:
+        def change(path: str, record: Record) -> Record:
+            return _retention(path, record) if isinstance(record, Attention) else record
+
+        return rewrite(spec, change)
+
+    def moves(self, old: Transformer, new: Transformer) -> Moves:
+        were = dict(walk(old))
+        places = [
+            path
+            for path, record in walk(new)
+            if isinstance(record, Retention) and isinstance(were.get(path), Attention)
+        ]
+        return {f"{path}.{name}": f"{path}.{name}" for path in places for name in "qkvo"}
 
 
 class LimitWindow(Swap):
@@ -163,17 +199,19 @@ class Conversion(Swap):
     """What can be changed of a model, by the keys that a command names; None leaves a thing as it is.
 
     `norm` is the kind of norm and `placement` where norms stand, `groups` the number of key/value heads, `tied` says
-    whether the head's matrix is the embedding's. The changes are made in the order of the fields.
+    whether the head's matrix is the embedding's. `kernel` is one, or the name of one ("performer"), or "retention" for
+    that in attention's place. The changes are made in the order of the fields.
     """
 
     depth: KeepBlocks | None = None
     groups: int | None = None
     position: Scheme | SwapPosition | None = None
     window: int | None = None
-    kernel: Kernel | None = None
+    kernel: str | Kernel | None = None
     norm: NormKind | None = None
     placement: Placement | None = None
     tied: bool | None = None
+    residuals: Literal["none"] | None = None
 
     def swaps(self) -> Swaps:
         """Return the changes that are asked for."""
@@ -183,10 +221,11 @@ class Conversion(Swap):
             None if self.groups is None else GroupHeads(self.groups),
             position,
             None if self.window is None else LimitWindow(self.window),
-            None if self.kernel is None else SwapKernel(self.kernel),
+            None if self.kernel is None else _kernel_swap(self.kernel),
             None if self.norm is None else SwapNorms(self.norm),
             None if self.placement is None else PlaceNorms(self.placement),
             None if self.tied is None else TieHead(self.tied),
+            None if self.residuals is None else SwapResiduals(self.residuals),
         )
         return Swaps(tuple(swap for swap in asked if swap is not None))
 
@@ -195,6 +234,40 @@ class Conversion(Swap):
 
     def moves(self, old: Transformer, new: Transformer) -> Moves:
         return self.swaps().moves(old, new)
+
+
+def _kernel_swap(kernel: str | Kernel) -> Swap:
+    """Return the swap that a kernel or a name asks for."""
+    found = kernel if isinstance(kernel, Kernel) else named(kernel)
+    if isinstance(found, Kernel):
+        return SwapKernel(found)
+    if found is NAMED["retention"]:
+        return Retain()
+    hint = "; set window to its width" if kernel == "window" else ""
+    raise SpecError(f"'{kernel}' is no kernel that attention of another model could be given{hint}")
+
+
+def _retention(path: str, record: Attention) -> Retention:
+    heads = record.heads
+    if heads.groups != heads.count:
+        raise SpecError(f"{path}: retention has a key for each query head; set groups={heads.count} too")
+    if Causal() not in rules_of(record.see):
+        raise SpecError(f"{path}: retention reads forwards only, and this attention reads both ways")
+    matrices = [one for _, one in walk(record.q) if isinstance(one, Linear)]
+    if not matrices:
+        raise SpecError(f"{path}: {type(record.q).__name__} has no matrix that a gate could be made like")
+    kept = record.position if isinstance(record.position, Rotary) else None
+    return Retention(
+        q=record.q,
+        k=record.k,
+        v=record.v,
+        gate=Linear(matrices[0].inputs, heads.count * heads.width, bias=False),
+        o=record.o,
+        norm=PerHead(LayerNorm(heads.width, gain=False, bias=False)),
+        decays=tuple(1 - 2.0 ** -(5 + head) for head in range(heads.count)),
+        position=kept or Rotary(heads.width, layout="interleaved"),
+        see=record.see,
+    )
 
 
 def _inheriting(kernel: Kernel, was: Kernel) -> Kernel:

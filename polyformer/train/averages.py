@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from polyformer.parts.part import Part
 from polyformer.spec import Record
 
 Weights = dict[str, Tensor]
@@ -14,6 +15,13 @@ def weights_of(model: nn.Module) -> Weights:
     """Return the model's own tensors by name (tied ones once); they are not copies."""
     buffers = {name: b for name, b in model.named_buffers() if b.is_floating_point()}
     return {**dict(model.named_parameters()), **buffers}
+
+
+def averaged(model: nn.Module) -> Weights:
+    """Return those of the model's tensors that averages are made of: all but what is drawn at random."""
+    parts = [(f"{path}.", part) for path, part in model.named_modules() if isinstance(part, Part)]
+    drawn = {path + name for path, part in parts for name in part.by_chance}
+    return {name: tensor for name, tensor in weights_of(model).items() if name not in drawn}
 
 
 class Average(Record, abstract=True):
@@ -82,7 +90,7 @@ class RunningEma(Running):
 
     @torch.no_grad()
     def step(self, model: nn.Module) -> None:
-        now = weights_of(model)
+        now = averaged(model)
         if not self.held:
             self.held = {name: tensor.clone() for name, tensor in now.items()}
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
@@ -109,7 +117,7 @@ class RunningLast(Running):
         self.states: list[Weights] = []
 
     def mark(self, model: nn.Module) -> None:
-        self.states.append({name: tensor.detach().clone() for name, tensor in weights_of(model).items()})
+        self.states.append({name: tensor.detach().clone() for name, tensor in averaged(model).items()})
         del self.states[: -self.count]
 
     def weights(self) -> Weights | None:

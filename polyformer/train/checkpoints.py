@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from polyformer.data.batches import Batches
+from polyformer.data.reader import Reader
 from polyformer.errors import RunError, WeightsError
 from polyformer.parts.model import TransformerPart
 from polyformer.train.averages import Running, Weights, weights_of
@@ -58,7 +58,7 @@ class Training:
 
     model: TransformerPart
     optimiser: torch.optim.Optimizer
-    batches: Batches
+    batches: Reader[Any]
     average: Running | None = None
     state: State = field(default_factory=State)
     best: Weights = field(default_factory=dict)

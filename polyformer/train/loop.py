@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from polyformer.data.batches import Batch, Batches
+from polyformer.data.reader import Reader, TrainingBatch
 from polyformer.errors import RunError
 from polyformer.judge.held_out import held_out_loss
+from polyformer.parts.experts import routing_loss, routing_trace
+from polyformer.parts.kernels.features import redraw
 from polyformer.parts.model import TransformerPart
 from polyformer.train.averages import Weights, weights_of
 from polyformer.train.checkpoints import Training, save_checkpoint
@@ -35,7 +37,7 @@ class Company:
 
     checkpoints: Path
     journal: Journal
-    validation: Batches
+    validation: Reader[Any]
 
 
 def run(training: Training, recipe: TrainRecipe, company: Company) -> Ending:
@@ -77,17 +79,19 @@ def run(training: Training, recipe: TrainRecipe, company: Company) -> Ending:
     return ending
 
 
-def batch_loss(model: TransformerPart, batch: Batch, smoothing: float) -> Loss:
-    """Teacher forcing: the loss of a batch of pairs, summed over its target tokens."""
+def batch_loss(model: TransformerPart, batch: TrainingBatch, smoothing: float) -> Loss:
+    """The loss of a batch, summed over its target tokens, and that of its routers."""
     if model.head is None:
-        raise RunError("a model without a language-modelling head can't be trained on pairs")
-    device = next(model.parameters()).device
-    memory = model.encode(batch.input_ids.to(device), batch.attention_mask.to(device))
-    target, real = batch.decoder_input_ids.to(device), batch.decoder_attention_mask.to(device)
-    return sequence_loss(model.head, model.decode(target, real, memory), batch.labels.to(device), smoothing)
+        raise RunError("a model without a language-modelling head can't be trained on texts")
+    trace = routing_trace(model)
+    hidden = batch.hidden(model, trace)
+    loss = sequence_loss(model.head, hidden, batch.labels.to(hidden.device), smoothing)
+    return loss if trace is None else loss.beside(routing_loss(trace))
 
 
-def accumulate(model: TransformerPart, batches: list[Batch], recipe: TrainRecipe) -> tuple[float, float, int]:
+def accumulate(
+    model: TransformerPart, batches: Sequence[TrainingBatch], recipe: TrainRecipe
+) -> tuple[float, float, int]:
     """Add the gradients of one step; return its sums of objective and likelihood, and its tokens.
 
     Each batch's sum is divided by the tokens of the whole step, so that a step in several batches is the step in
@@ -134,6 +138,7 @@ def _step(training: Training, recipe: TrainRecipe, share: float) -> None:
         tokens = 0
     training.optimiser.zero_grad(set_to_none=True)
     state.steps += 1
+    redraw(training.model, state.steps)
     state.tokens += tokens
     for i, value in enumerate((objective, likelihood, tokens)):
         state.window[i] += value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -33,3 +35,21 @@ def fastest_precision(device: Device) -> Precision:
             torch.mm(a, b)
             best[kind] = min(best[kind], time.perf_counter() - start)
     return "bf16" if best[torch.bfloat16] < best[torch.float32] / 1.5 else "fp32"
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory` count from now on, where the system can."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return
+
+
+def peak_memory() -> int | None:
+    """Return the most bytes of memory that this process had since `reset_peak_memory`; None where no one tells."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return None if found is None else 1024 * int(found[1])

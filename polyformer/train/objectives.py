@@ -37,6 +37,10 @@ class Loss:
     likelihood: Tensor
     tokens: int
 
+    def beside(self, mean: Tensor) -> Loss:
+        """Return this loss with a mean, such as the routers' loss, beside it in the objective: each token adds it."""
+        return Loss(self.objective + self.tokens * mean, self.likelihood, self.tokens)
+
 
 def sequence_loss(head: Part, hidden: Tensor, labels: Tensor, smoothing: float = 0.0) -> Loss:
     """Sum the cross-entropy of `head(hidden)` against `labels`.

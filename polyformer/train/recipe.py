@@ -6,11 +6,14 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from polyformer.data import BatchRecipe, DataRecipe, TokenizerRecipe
+from polyformer.data import BatchRecipe, DataRecipe, RowRecipe, TextDataRecipe, TextTokenizerRecipe, TokenizerRecipe
+from polyformer.data.masking import NextToken, TextObjective
+from polyformer.data.vocabulary import Subwords
 from polyformer.errors import RunError, SpecError
+from polyformer.families.language_model import LanguageModel
 from polyformer.families.transformer import Transformer2017
-from polyformer.generate import Search
-from polyformer.spec import Record
+from polyformer.generate import Sampling, Search
+from polyformer.spec import Record, json_schema
 from polyformer.train.averages import Average
 from polyformer.train.optimisers import AdamW
 from polyformer.train.schedules import Budget, Cosine, Minutes, Schedule
@@ -59,10 +62,44 @@ class ReportRecipe(Record):
     search: Search = Search()
 
 
-class Recipe(Record):
-    """From sentence pairs to a translation model."""
+class TextReportRecipe(Record):
+    """What is judged: the loss of the test texts when training ends, and some samples.
+
+    Of a model that reads forwards, they are continuations of the first `prompt` tokens of test texts; of one that
+    fills masks, the guesses at those of a few rows. While it trains, a model is watched by the first `watched` tokens
+    of the validation texts.
+    """
+
+    samples: int = 3
+    watched: int = 32768
+    prompt: int = 32
+    sampling: Sampling = Sampling(temperature=0.8, top_k=50, limit=100)
+
+    def check(self) -> None:
+        self.require(self.samples >= 0, "samples can't be negative")
+        self.require(self.prompt >= 1, "prompt must be at least 1")
+        self.require(self.watched >= 2, "watched must be at least 2")
+
+
+class Job(Record, abstract=True):
+    """A recipe of some kind: everything that a run depends on. What is done with it is said in `train/jobs.py`."""
 
     name: str
+
+    @property
+    def train(self) -> TrainRecipe:
+        """How the model is trained."""
+        raise NotImplementedError
+
+    @property
+    def tokenizer(self) -> Subwords:
+        """Which vocabulary is learnt."""
+        raise NotImplementedError
+
+
+class Recipe(Job):
+    """From sentence pairs to a translation model."""
+
     data: DataRecipe
     tokenizer: TokenizerRecipe = TokenizerRecipe()
     model: Transformer2017 = Transformer2017()
@@ -79,8 +116,35 @@ class Recipe(Record):
         )
 
 
-def read_recipe(path: Path, settings: list[str] | None = None) -> Recipe:
+class TextRecipe(Job):
+    """From texts to a language model: one that writes on (`NextToken`), or one that fills masks (`MaskedTokens`)."""
+
+    data: TextDataRecipe
+    objective: TextObjective = NextToken()
+    tokenizer: TextTokenizerRecipe = TextTokenizerRecipe()
+    model: LanguageModel = LanguageModel()
+    batch: RowRecipe = RowRecipe()
+    train: TrainRecipe = TrainRecipe(smoothing=0.0)
+    report: TextReportRecipe = TextReportRecipe()
+
+    def check(self) -> None:
+        length, reads = self.model.length, self.model.reads
+        self.require(
+            length is None or length >= self.batch.length,
+            f"batch.length makes rows of {self.batch.length} tokens, but the model has {length}; lower the one or "
+            "raise model.length",
+        )
+        self.require(
+            reads is None or reads == self.objective.reads,
+            f"{type(self.objective).__name__} needs a model that reads {self.objective.reads}, not one that "
+            f"reads {reads}; leave model.reads out",
+        )
+
+
+def read_recipe(path: Path, settings: list[str] | None = None) -> Job:
     """Read a recipe and change it by `key=value` settings, such as `train.budget.count=2`.
+
+    Its `type` says which kind it is: `Recipe`, of sentence pairs, where it says nothing, or `TextRecipe`.
 
     A value is read as TOML (`3`, `true`, `["en-de"]`, `{type = "Steps", count = 100}`); what is none is text. A
     number in a key counts into a list: `data.corpora.0.path=pairs.tsv`.
@@ -101,7 +165,22 @@ def read_recipe(path: Path, settings: list[str] | None = None) -> Recipe:
         raise SpecError(f"the recipe {path} is not TOML: {error}") from None
     for setting in settings or []:
         apply_setting(data, setting)
-    return Recipe.from_data(data, path.name)
+    return recipe_of(data, path.name)
+
+
+def recipe_of(data: dict[str, Any], where: str) -> Job:
+    """Read a recipe of whichever kind from plain data; raises `SpecError` as `read_recipe` does."""
+    return Job.from_data({"type": Recipe.__name__, **data}, where)
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON Schema of all kinds of recipes; one that doesn't say its type is a `Recipe`."""
+    made = json_schema(Job)
+    return {**{key: value for key, value in made.items() if key != "$ref"}, "anyOf": [_ref(Recipe), _ref(Job)]}
+
+
+def _ref(cls: type[Record]) -> dict[str, str]:
+    return {"$ref": f"#/$defs/{cls.__name__}"}
 
 
 def apply_setting(data: dict[str, Any], setting: str) -> None:

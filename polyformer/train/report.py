@@ -3,42 +3,47 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from polyformer.judge import Evaluation
+from polyformer.judge import Evaluation, TextEvaluation
 from polyformer.parts.model import TransformerPart, parameters_of
 from polyformer.train.journal import Row
-from polyformer.train.recipe import Recipe
+from polyformer.train.recipe import Job, Recipe, TextRecipe
 
 
-def write_report(out: Path, recipe: Recipe, rows: list[Row], scores: Evaluation, model: TransformerPart) -> None:
-    """Write `report.md`: what was trained on what, how it went, how good it is, and some translations."""
+@dataclass(frozen=True)
+class Told:
+    """What a kind of recipe adds to a report: what its tokens are, sections, and commands with `{run}` in them."""
+
+    tokens: str
+    sections: list[str]
+    commands: tuple[str, ...]
+
+
+def write_report(out: Path, recipe: Job, rows: list[Row], told: Told, model: TransformerPart) -> None:
+    """Write `report.md`: what was trained on what, how it went, how good it is, and some samples."""
+    head, *others = told.sections
     sections = [
         f"# {recipe.name}",
-        _summary(recipe, rows, model),
-        _scores(scores),
-        _samples(recipe, scores),
+        f"{head}\n{_summary(recipe, rows, told.tokens, model)}",
+        *others,
         "## Data\n\n```\n" + (out / "splits" / "report.txt").read_text(encoding="utf-8").rstrip() + "\n```",
     ]
     figures = [f"![{path.stem}](figures/{path.name})" for path in sorted((out / "figures").glob("*.png"))]
     if figures:
         sections.append("## Figures\n\n" + "\n".join(figures))
-    sections.append(
-        "## Use it\n\n```\n"
-        f'polyformer translate {out} "Save the file"\n'
-        f'polyformer explain {out} "Save the file" --out attention.png\n'
-        f"polyformer inspect {out}\n```"
-    )
+    commands = "\n".join(f"polyformer {command.format(run=out)}" for command in told.commands)
+    sections.append(f"## Use it\n\n```\n{commands}\n```")
     (out / "report.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
-def _summary(recipe: Recipe, rows: list[Row], model: TransformerPart) -> str:
+def _summary(recipe: Job, rows: list[Row], tokens: str, model: TransformerPart) -> str:
     steps = [row for row in rows if "loss" in row]
     held_out = [row["validation_loss"] for row in rows if "validation_loss" in row]
     lines = [
-        f"- directions: {', '.join(recipe.data.directions)}",
         f"- parameters: {parameters_of(model):,}; vocabulary {recipe.tokenizer.vocabulary:,} ({recipe.tokenizer.kind})",
         f"- precision: {recipe.train.precision}; PyTorch {torch.__version__}, {torch.get_num_threads()} threads, "
         f"{platform.machine()}",
@@ -47,7 +52,7 @@ def _summary(recipe: Recipe, rows: list[Row], model: TransformerPart) -> str:
         last = steps[-1]
         seconds = max(last["seconds"], 1e-9)
         lines.append(
-            f"- training: {last['step']:,} steps, {last['epoch']:.1f} epochs, {last['tokens']:,} target tokens in "
+            f"- training: {last['step']:,} steps, {last['epoch']:.1f} epochs, {last['tokens']:,} {tokens} in "
             f"{seconds:.0f} s ({last['tokens'] / seconds:,.0f} a second)"
         )
         lines.append(f"- training loss at the end: {last['loss']:.3f} nats a token")
@@ -56,7 +61,8 @@ def _summary(recipe: Recipe, rows: list[Row], model: TransformerPart) -> str:
     return "\n".join(lines)
 
 
-def _scores(scores: Evaluation) -> str:
+def pair_sections(recipe: Recipe, scores: Evaluation) -> list[str]:
+    """Return the sections on a translation model: its directions, scores and some translations."""
     table = ["| direction | pairs | BLEU | chrF | loss | perplexity |", "|---|---|---|---|---|---|"]
     for one in scores.directions:
         numbers = (
@@ -65,7 +71,12 @@ def _scores(scores: Evaluation) -> str:
         table.append(f"| {one.name} | {len(one.pairs):,} | {numbers} |")
     signatures = {signature for one in scores.directions for signature in (one.bleu.signature, one.chrf.signature)}
     signed = "\n".join(f"- `{signature}`" for signature in sorted(signatures))
-    return "## Scores on held-out pairs\n\n" + "\n".join(table) + f"\n\n{signed}"
+    shown = [f"- {s}\n  - **{t}**\n  - _{r}_" for s, t, r in samples(recipe, scores)]
+    return [
+        f"- directions: {', '.join(recipe.data.directions)}",
+        "## Scores on held-out pairs\n\n" + "\n".join(table) + f"\n\n{signed}",
+        "## Translations of unseen sentences\n\nsource, **translation**, _reference_\n\n" + "\n".join(shown),
+    ]
 
 
 def samples(recipe: Recipe, scores: Evaluation) -> list[tuple[str, str, str]]:
@@ -79,6 +90,31 @@ def samples(recipe: Recipe, scores: Evaluation) -> list[tuple[str, str, str]]:
     return found
 
 
-def _samples(recipe: Recipe, scores: Evaluation) -> str:
-    shown = [f"- {s}\n  - **{t}**\n  - _{r}_" for s, t, r in samples(recipe, scores)]
-    return "## Translations of unseen sentences\n\nsource, **translation**, _reference_\n\n" + "\n".join(shown)
+def text_sections(recipe: TextRecipe, scores: TextEvaluation) -> list[str]:
+    """Return the sections on a language model: what it learnt, its scores, and some of what it writes."""
+    objective, rows = recipe.objective, recipe.batch
+    held_out = scores.held_out
+    lines = [
+        "| documents | tokens | loss | perplexity | bits per byte |",
+        "|---|---|---|---|---|",
+        f"| {scores.documents:,} | {held_out.tokens:,} | {held_out.loss:.3f} | {held_out.perplexity:.2f} | "
+        f"{'–' if scores.bits_per_byte is None else f'{scores.bits_per_byte:.3f}'} |",
+    ]
+    sections = [
+        f"- objective: {type(objective).__name__}, rows of {rows.length} tokens, documents {rows.documents}",
+        "## Scores on held-out texts\n\n" + "\n".join(lines),
+    ]
+    if scores.samples:
+        masked = objective.reads == "both ways"
+        names = ("with masks", "filled", "as it stands there") if masked else ("given", "written", "as it stands there")
+        parts = [
+            "\n\n".join(f"_{name}_\n\n{_quoted(text)}" for name, text in zip(names, vars(one).values(), strict=True))
+            for one in scores.samples
+        ]
+        sections.append("## On unseen texts\n\n" + "\n\n---\n\n".join(parts))
+    return sections
+
+
+def _quoted(text: str) -> str:
+    """Show a text as it is, whatever marks are in it."""
+    return "\n".join(f"    {line}" for line in text.split("\n"))

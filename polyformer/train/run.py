@@ -13,26 +13,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from polyformer.data import Batches, Pair, PairTokenizer, encode_pairs, prepare, read_pairs, write_pairs
 from polyformer.errors import RunError
-from polyformer.judge import evaluate
 from polyformer.parts.model import TransformerPart
 from polyformer.spec import Record, field_types
 from polyformer.train.checkpoints import Training, restore_checkpoint
 from polyformer.train.figures import draw_figures
+from polyformer.train.jobs import Opened, work_of
 from polyformer.train.journal import Journal, Listener, TensorBoard, read_metrics
 from polyformer.train.loop import Company, candidate, run, using
 from polyformer.train.machine import best_device, fastest_precision
-from polyformer.train.recipe import Recipe, TrainRecipe
-from polyformer.train.report import write_report
+from polyformer.train.recipe import Job, TrainRecipe
+from polyformer.train.report import Told, write_report
 from polyformer.weights.assemble import disassemble
 from polyformer.weights.files import write_tensors
 from polyformer.weights.folders import recover, staged_folder, unsaved, write_manifest
 
-SPLITS = ("train", "validation", "test")
+J = TypeVar("J", bound=Job)
+
 PASSING = ("checkpoints", "tensorboard")  # not what a finished run consists of
 
 
@@ -45,7 +46,7 @@ class Outcome:
 
 
 def train(
-    recipe: Recipe, out: Path, resume: bool = False, force: bool = False, listeners: tuple[Listener, ...] = ()
+    recipe: Job, out: Path, resume: bool = False, force: bool = False, listeners: tuple[Listener, ...] = ()
 ) -> Outcome:
     """Train the model of a recipe into the run folder `out`.
 
@@ -61,17 +62,17 @@ def train(
     recipe = reopen(recipe, out) if resume else create(recipe, out, force)
     if recipe.train.tensorboard:
         listeners = (*listeners, TensorBoard(out / "tensorboard"))
-    training, company, tokenizer, test = _open(recipe, out, listeners)
+    training, company, opened = _open(recipe, out, listeners)
     try:
         ending = run(training, recipe.train, company)
     finally:
         company.journal.close()
     if ending != "interrupted":
-        _finish(recipe, out, training, tokenizer, test)
+        _finish(recipe, out, training, opened)
     return Outcome(out, ending != "interrupted")
 
 
-def create(recipe: Recipe, out: Path, force: bool = False) -> Recipe:
+def create(recipe: J, out: Path, force: bool = False) -> J:
     """Prepare the data, train the tokenizer, and make a run folder that is ready to train; return what it says.
 
     Everything that training reads lies in the folder afterwards: resuming does not ask for the corpora again.
@@ -79,18 +80,11 @@ def create(recipe: Recipe, out: Path, force: bool = False) -> Recipe:
     if out.exists() and any(out.iterdir()) and not force:
         state = "is a finished run" if (out / "model.safetensors").exists() else "holds an unfinished run"
         raise RunError(f"{out} {state}; go on with --resume, replace it with --force, or choose another --out")
-    splits = prepare(recipe.data)
-    tokenizer = PairTokenizer.train(splits.train, recipe.tokenizer)
-    sizes = {"source_vocabulary": tokenizer.source_vocabulary, "target_vocabulary": tokenizer.target_vocabulary}
-    recipe = recipe.replace(model=recipe.model.replace(**sizes), train=settle(recipe.train))
     with staged_folder(out, replace=force) as stage:
+        prepared: J = work_of(recipe).prepare(stage)
+        recipe = prepared.replace(train=settle(prepared.train))
         (stage / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
-        (stage / "spec.json").write_text(recipe.model.spec().to_json(), encoding="utf-8")
-        tokenizer.save(stage / "tokenizer")
-        (stage / "splits").mkdir()
-        for name in SPLITS:
-            write_pairs(stage / "splits" / f"{name}.jsonl", getattr(splits, name))
-        (stage / "splits" / "report.txt").write_text(f"{splits.report}\n", encoding="utf-8")
+        (stage / "spec.json").write_text(work_of(recipe).spec().to_json(), encoding="utf-8")
     return recipe
 
 
@@ -103,40 +97,33 @@ def settle(recipe: TrainRecipe) -> TrainRecipe:
     return recipe.replace(device=device, precision=precision)
 
 
-def _open(
-    recipe: Recipe, out: Path, listeners: tuple[Listener, ...]
-) -> tuple[Training, Company, PairTokenizer, list[Pair]]:
+def _open(recipe: Job, out: Path, listeners: tuple[Listener, ...]) -> tuple[Training, Company, Opened]:
     """Build the model and the readers, and go back to the newest checkpoint if there is one."""
-    tokenizer = PairTokenizer.load(out / "tokenizer")
-    train, validation, test = (read_pairs(out / "splits" / f"{name}.jsonl") for name in SPLITS)
+    work = work_of(recipe)
+    opened = work.open(out)
     torch.manual_seed(recipe.train.seed)
-    model = recipe.model.spec().build().to(recipe.train.device)
+    model = work.spec().build().to(recipe.train.device)
     assert isinstance(model, TransformerPart)
-    training = Training(
-        model,
-        recipe.train.optimiser.build(model),
-        Batches(encode_pairs(tokenizer, train, recipe.batch), recipe.batch),
-        None if recipe.train.average is None else recipe.train.average.start(),
-    )
+    average = None if recipe.train.average is None else recipe.train.average.start()
+    training = Training(model, recipe.train.optimiser.build(model), opened.train, average)
     restore_checkpoint(out / "checkpoints", training)
     journal = Journal(out / "metrics.jsonl", training.state.metrics_bytes, listeners)
-    held_out = Batches(encode_pairs(tokenizer, validation, recipe.batch.replace(too_long="drop")), recipe.batch)
-    return training, Company(out / "checkpoints", journal, held_out), tokenizer, test
+    return training, Company(out / "checkpoints", journal, opened.validation), opened
 
 
-def _finish(recipe: Recipe, out: Path, training: Training, tokenizer: PairTokenizer, test: list[Pair]) -> None:
+def _finish(recipe: Job, out: Path, training: Training, opened: Opened) -> None:
     """Put the weights that are kept into the model, judge them, and complete the folder; the manifest comes last."""
     kept = training.best if recipe.train.patience and training.best else candidate(training)
-    model = training.model
+    model, work = training.model, work_of(recipe)
     with using(model, kept):
         model.eval()
         write_tensors(out / "model.safetensors", disassemble(model))
         rows = read_metrics(out / "metrics.jsonl")
         draw_figures(rows, out / "figures")
-        scores = evaluate(model, tokenizer, test[: recipe.report.pairs], recipe.report.search)
+        scores = opened.judge(model)
     with _saving(out):
         (out / "scores.json").write_text(json.dumps(scores.to_data(), indent=1, ensure_ascii=False), encoding="utf-8")
-        write_report(out, recipe, rows, scores, model)
+        write_report(out, recipe, rows, Told(work.what, work.told(scores), work.commands), model)
         write_manifest(out, PASSING)
 
 
@@ -148,8 +135,25 @@ def _saving(out: Path) -> Iterator[None]:
         raise unsaved(out, error) from error
 
 
-def reopen(asked: Recipe, out: Path) -> Recipe:
+def reopen(asked: J, out: Path) -> J:
     """Return the recipe of the run in `out`, with the budget now asked for, and make the folder ready to go on.
+
+    Raises:
+        RunError: as `agreed` does.
+    """
+    recipe = agreed(asked, out)
+    with _saving(out):
+        text = recipe.to_toml()
+        if text != (out / "recipe.toml").read_text(encoding="utf-8"):
+            beside = out / ".recipe.toml"
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(out / "recipe.toml")
+        write_manifest(out, (*PASSING, "metrics.jsonl"))  # a finished run's metrics are about to grow
+    return recipe
+
+
+def agreed(asked: J, out: Path) -> J:
+    """Return the recipe of the run in `out`, with the budget now asked for; nothing is changed.
 
     Raises:
         RunError: there is no run in `out`, or it was started with another recipe; names the first difference.
@@ -158,25 +162,18 @@ def reopen(asked: Recipe, out: Path) -> Recipe:
         text = (out / "recipe.toml").read_text(encoding="utf-8")
     except OSError:
         raise RunError(f"{out} is no run folder to resume; leave --resume out to start one there") from None
-    own = Recipe.from_toml(text, str(out / "recipe.toml"))
-    sizes = {"source_vocabulary": own.model.source_vocabulary, "target_vocabulary": own.model.target_vocabulary}
+    own = Job.from_toml(text, str(out / "recipe.toml"))
+    if type(own) is not type(asked):
+        raise RunError(f"{out} was started with a {type(own).__name__}, and this is a {type(asked).__name__}")
     automatic = [name for name in ("precision", "device") if getattr(asked.train, name) == "auto"]
     machine = {name: getattr(own.train, name) for name in automatic}
-    settled = asked.replace(
-        model=asked.model.replace(**sizes), train=asked.train.replace(budget=own.train.budget, **machine)
-    )
+    settled: J = work_of(asked).like(own)
+    settled = settled.replace(train=asked.train.replace(budget=own.train.budget, **machine))
     if settled != own:
         raise RunError(
             f"{out} was started with another recipe ({_difference(own, settled)}); only the budget may change"
         )
-    recipe = own.replace(train=own.train.replace(budget=asked.train.budget))
-    with _saving(out):
-        if recipe != own:
-            beside = out / ".recipe.toml"
-            beside.write_text(recipe.to_toml(), encoding="utf-8")
-            beside.replace(out / "recipe.toml")
-        write_manifest(out, (*PASSING, "metrics.jsonl"))  # a finished run's metrics are about to grow
-    return recipe
+    return own.replace(train=own.train.replace(budget=asked.train.budget))
 
 
 def _difference(one: Record, other: Record, path: str = "") -> str:

@@ -80,7 +80,7 @@ def test_texts_are_classified(tmp_path: Path) -> None:
         ("BertForMaskedLM", lambda loaded: loaded.fill("the cat"), r"has no mask: write \[MASK\]"),
         ("BertModel", lambda loaded: loaded.embed("the"), "a list of texts"),
         ("BertModel", lambda loaded: loaded.embed(["the " * 20]), "its 22 tokens are more than the model's 12 pos"),
-        ("BertModel", lambda loaded: loaded.generate(["the"]), "needs a decoder-only model"),
+        ("BertModel", lambda loaded: loaded.generate(["the"]), "writing a text needs a decoder"),
         ("BertModel", lambda loaded: loaded.translate(["the"]), "translating needs an encoder and a decoder"),
     ],
 )

@@ -13,6 +13,7 @@ import torch
 
 from polyformer.families import FAMILIES, Family
 from tests.families.cases import CASES, Case
+from tests.families.packages import PEERS, apart, without_eps
 from tests.families.parity import load, mine, real, reference, theirs
 
 
@@ -51,7 +52,21 @@ def table() -> str:
         numbers = (str(count.get(name, 0)), measured)
         cells = (f"`{name}`", family.paper, file, str(code_lines(family)), heads, family.tokenizer, *numbers)
         rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join([HEAD, *rows]) + "\n"
+    return "\n".join([HEAD, *rows, PACKAGES, *packages()]) + "\n"
+
+
+def packages() -> list[str]:
+    """Return the rows of the second table."""
+    rows = [
+        "| family | package | kind | double precision | single precision | as the package is |",
+        "|---|---|---|---|---|---|",
+    ]
+    for peer in PEERS:
+        with without_eps():
+            exact = [apart(peer), apart(peer, torch.float32)]
+        shown = [f"{one:.1e}" for one in (*exact, apart(peer, noise=0.02))]
+        rows.append(f"| {' | '.join((peer.family, peer.package, peer.kind, *shown))} |")
+    return rows
 
 
 HEAD = """# Families
@@ -60,6 +75,12 @@ Made by `make parity` from the registry; don't edit. Each checkpoint is random, 
 (transformers) and read from disk here; compared are all answers (logits, hidden rows, pooled vectors) at real tokens,
 in single precision, on padded batches of odd lengths. The same suite compares gradients, padding on the left, cached
 and full passes, half precision, and that saved folders load in the reference to the same numbers.
+"""
+
+PACKAGES = """
+Families that the reference library lacks are held against other packages, with their own tensors. Performer's adds
+1e-4 to every feature and 1e-6 to sums of keys, which the first two columns leave out; the last has them, with weights
+near their start. What is left in double precision is its tables of positions, which are in single.
 """
 
 

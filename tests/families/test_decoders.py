@@ -23,7 +23,7 @@ from polyformer.families.gpt2 import GPT2
 from polyformer.families.llama import Llama
 from polyformer.families.mixtral import Mixtral
 from polyformer.families.qwen_moe import Qwen2Moe
-from polyformer.parts import Experts, Linear, Memory, RMSNorm, TokenEmbedding
+from polyformer.parts import Experts, Linear, Memory, RMSNorm, TokenEmbedding, routing_loss, routing_trace
 from polyformer.parts.flow import GrowingCache
 from polyformer.parts.model import parameters_of
 from polyformer.spec import walk
@@ -205,6 +205,24 @@ def test_experts_in_one_tensor(name: str, tmp_path: Path) -> None:
     change_tensors(folder, lambda old: {k: t.clone().contiguous() for k, t in model.state_dict().items()})
     assert any(key.endswith("mlp.experts.gate_up_proj") for key in load_file(folder / SINGLE))
     still_the_same(model, folder, name)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe"])
+def test_the_loss_of_the_routers(name: str) -> None:
+    """What the reference adds to the loss of the tokens, in a padded batch; gradients reach the routers."""
+    model, _ = reference(case(name))
+    ours, data = load(case(name)).model, case(name).inputs()
+    assert float(data["attention_mask"].float().mean()) < 1
+    wanted = model.router_aux_loss_coef * model(**data, output_router_logits=True).aux_loss
+    trace = routing_trace(ours)
+    assert trace is not None
+    ours(**data, trace=trace)
+    found = routing_loss(trace)
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+    found.backward()
+    routers = [weight.grad for key, weight in ours.named_parameters() if "router" in key]
+    assert routers
+    assert all(one is not None and float(one.abs().max()) > 0 for one in routers)
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from polyformer.families.pegasus import Pegasus
 from polyformer.families.switch import Switch
 from polyformer.families.t5 import MT5, T5, UMT5
 from polyformer.generate import Hopeful, Limit, Power, Search, SpecialTokens, search
-from polyformer.parts import Delay, Transformer
+from polyformer.parts import Delay, Transformer, routing_loss, routing_trace
 from polyformer.weights.files import SINGLE
 from tests.families.cases import CASES, Case
 from tests.families.cases.seq2seq import BART as BART_SIZES
@@ -45,6 +45,23 @@ REFERENCES: dict[type[Family], str] = {
     UMT5: "UMT5",
     Switch: "SwitchTransformers",
 }
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def test_the_losses_of_switch_s_routers() -> None:
+    """What the reference adds, for one sequence: of a batch it takes the mean of each sequence's balance."""
+    case = BY_NAME["switch_transformers"]
+    model, ours = reference(case)[0], load(case).model
+    data = {key: value[:1] for key, value in case.inputs().items() if "mask" not in key}
+    out = model(**data, output_router_logits=True, labels=data["decoder_input_ids"])
+    trace = routing_trace(ours)
+    assert trace is not None
+    ours(**data, trace=trace)
+    z, balance = out.encoder_z_loss + out.decoder_z_loss, out.encoder_aux_loss + out.decoder_aux_loss
+    torch.testing.assert_close(routing_loss(trace), 0.001 * (z + balance), atol=1e-6, rtol=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------------------

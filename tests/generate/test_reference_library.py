@@ -10,7 +10,25 @@ import pytest
 import torch
 
 from benchmarks.translation import Sizes, copying_marian
-from polyformer.generate import Early, Hopeful, Hypothesis, Limit, Power, Safe, Search, SpecialTokens, search
+from polyformer.generate import (
+    BadWords,
+    Biased,
+    Early,
+    Hopeful,
+    Hypothesis,
+    Limit,
+    LogitBias,
+    MinimumLength,
+    NoRepeatNgram,
+    Power,
+    Processor,
+    RepetitionPenalty,
+    Safe,
+    Search,
+    SpecialTokens,
+    SuppressFirst,
+    search,
+)
 from polyformer.loaded import load
 from polyformer.parts.model import TransformerPart
 
@@ -77,6 +95,33 @@ def test_n_best_are_the_same(both: tuple[Any, TransformerPart], group: int) -> N
         assert [[h.ids for h in one] for one in found] == [[ids for ids, _ in one] for one in expected], settings
         for one, other in zip(found, expected, strict=True):
             assert [h.score for h in one] == pytest.approx([score for _, score in other], abs=1e-4)
+
+
+CHANGED: list[tuple[Processor, dict[str, Any]]] = [
+    (NoRepeatNgram(2), {"no_repeat_ngram_size": 2}),
+    (MinimumLength(7), {"min_length": 8}),  # the start token counts there
+    (RepetitionPenalty(1.4), {"repetition_penalty": 1.4}),
+    (BadWords(((5, 6), (8, 8), (9,))), {"bad_words_ids": [[PAD], [5, 6], [8, 8], [9]]}),
+    (SuppressFirst((1, 2, 3, 4)), {"begin_suppress_tokens": [1, 2, 3, 4]}),
+    (LogitBias((Biased((7,), -2.0),)), {"sequence_bias": {(7,): -2.0}}),
+]
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_processors_in_a_search(both: tuple[Any, TransformerPart], beams: int) -> None:
+    """Alone and all together, with one hypothesis and with several."""
+    theirs, ours = both
+    ids, mask = sources()
+    every = {key: value for _, asked in CHANGED for key, value in asked.items()}
+    cases = [((processor,), asked) for processor, asked in CHANGED]
+    for processors, asked in [*cases, (tuple(one for one, _ in CHANGED), every)]:
+        named: dict[str, Any] = {"bad_words_ids": [[PAD]], "num_beams": beams, "max_new_tokens": 12, **asked}
+        if beams > 1:
+            named |= {"early_stopping": "never", "length_penalty": 0.6}
+        out = theirs.generate(input_ids=ids, attention_mask=mask.long(), **named)
+        settings = Search(beams, 1, Power(0.6), Limit(12, unfinished="end"), processors=processors)
+        found = [one[0].ids for one in search(ours, ids, mask, settings, MARIAN)]
+        assert found == [[i for i in row[1:] if i not in (0, PAD)] for row in out.tolist()], processors
 
 
 def test_the_comparison_is_of_outputs_that_differ(both: tuple[Any, TransformerPart]) -> None:

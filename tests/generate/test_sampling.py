@@ -159,7 +159,7 @@ def test_settings_that_can_not_be(values: dict[str, Any], message: str) -> None:
 def test_other_models_are_refused() -> None:
     model = decoder()
     headless = model.spec.replace(head=None).build()
-    with pytest.raises(SpecError, match="needs a decoder-only model"):
+    with pytest.raises(SpecError, match="needs a decoder with a language model head"):
         continue_texts(headless, [[1]], Sampling(), ())  # type: ignore[arg-type]
 
 

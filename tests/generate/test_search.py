@@ -11,11 +11,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from polyformer.errors import RunError, SpecError
-from polyformer.generate import Gnmt, Hypothesis, Limit, Power, Safe, Search, search
+from polyformer.generate import Diverse, Gnmt, Hypothesis, Limit, Power, Safe, Search, search
 from polyformer.parts.model import TransformerPart
-from tests.generate.models import EOS, SPECIAL, UNK, sentences, tiny
+from tests.generate.models import BOS, EOS, PAD, SPECIAL, UNK, sentences, tiny
 from tests.generate.reference import beam_search, log_probabilities
 
 PENALTIES = [Gnmt(0.6), Gnmt(0.0), Power(1.0), Power(0.3), Power(-0.5)]
@@ -237,3 +238,50 @@ def test_training_mode_is_put_back_and_the_model_still_trains() -> None:
     logits = model(ids, mask, ids).logits
     assert logits is not None
     logits.sum().backward()
+
+
+def plainly_diverse(model: TransformerPart, source: Tensor, settings: Search) -> list[list[int]]:
+    """Diverse beam search (Vijayakumar et al. 2018, algorithm 1) of one sentence, with everything computed anew."""
+    assert settings.diverse is not None
+    width, limit = settings.beams // settings.diverse.groups, settings.limit.of(len(source))
+    live: list[list[tuple[float, list[int]]]] = [[(0.0, [])] for _ in range(settings.diverse.groups)]
+    finished: list[tuple[float, list[int]]] = []
+    for length in range(1, limit + 1):
+        taken: list[int] = []
+        for group, hypotheses in enumerate(live):
+            following = [
+                (total + more - settings.diverse.strength * taken.count(token), [*ids, token])
+                for total, ids in hypotheses
+                for token, more in enumerate(log_probabilities(model, source, ids))
+                if token not in (PAD, BOS)
+            ]
+            following = sorted(following, key=lambda one: -one[0])[: 2 * width if width > 1 else 1]
+            for total, ids in following[:width]:
+                if ids[-1] == EOS or length == limit:
+                    finished.append((total / settings.penalty.divisor(length), ids[:-1] if ids[-1] == EOS else ids))
+            live[group] = [one for one in following if one[1][-1] != EOS][:width] if length < limit else []
+            taken += [ids[-1] for _, ids in live[group]]
+    return [ids for _, ids in sorted(finished, key=lambda one: -one[0])[: settings.nbest]]
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.7, 5.0])
+def test_diverse_groups(strength: float) -> None:
+    """Hypotheses never end here, so that when a group stops can't matter."""
+    model = tiny(seed=2, ending=-50.0)
+    ids, mask = sentences([5, 3, 6])
+    settings = Search(4, 4, Power(0.0), Limit(5), diverse=Diverse(2, strength))
+    groups = search(model, ids, mask, settings, SPECIAL)
+    for row, real, hypotheses in zip(ids, mask, groups, strict=True):
+        with torch.no_grad():
+            assert [one.ids for one in hypotheses] == plainly_diverse(model, row[real], settings)
+    if strength == 5.0:
+        assert all(len({one.ids[0] for one in hypotheses}) > 1 for hypotheses in groups)
+
+
+def test_diverse_groups_stop_when_all_are_done() -> None:
+    model = tiny(seed=2, ending=2.0)
+    ids, mask = sentences([5, 3, 6])
+    settings = Search(6, 6, Power(0.0), Limit(9), diverse=Diverse(3, 1.0))
+    for hypotheses in search(model, ids, mask, settings, SPECIAL):
+        assert 0 < len(hypotheses) <= 6
+        assert [one.score for one in hypotheses] == sorted((one.score for one in hypotheses), reverse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from polyformer.errors import SpecError
-from polyformer.generate import Gnmt, Hopeful, LengthPenalty, Limit, Power, Safe, Search
+from polyformer.generate import Diverse, Gnmt, Hopeful, LengthPenalty, Limit, Power, Safe, Search
 
 
 def test_gnmt_penalty_is_the_papers() -> None:
@@ -40,7 +40,11 @@ def test_the_safe_bound_covers_every_length_to_come(penalty: LengthPenalty, leng
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (lambda: Search(beams=0), "beams must be at least 1"),
+        (lambda: Search(beams=0), "beams must be between 1 and 1024, not 0"),
+        (lambda: Search(beams=10**9, nbest=10**9), "beams must be between 1 and 1024"),
+        (lambda: Search(beams=4, diverse=Diverse(3)), "4 beams can't be shared by 3 groups evenly"),
+        (lambda: Diverse(1), "groups must be at least 2"),
+        (lambda: Diverse(2, -1.0), "strength must be 0 or more"),
         (lambda: Search(beams=2, nbest=3), "nbest must be between 1 and the 2 beams"),
         (lambda: Limit(0), "tokens must be at least 1"),
         (lambda: Limit(5, -1.0), "per_source"),

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from polyformer.parts.bias import Bias
+from polyformer.parts.places import as_scores
 
 May = Callable[[int, int, int], bool]
 
@@ -35,3 +39,18 @@ def normalise(row: list[float], eps: float) -> list[float]:
     mean = sum(row) / len(row)
     variance = sum((x - mean) ** 2 for x in row) / len(row)
     return [(x - mean) / math.sqrt(variance + eps) for x in row]
+
+
+@dataclass
+class Plain(Bias):
+    """A score bias that is a tensor [1 or B, 1 or H, 1 or S, K] itself."""
+
+    def among(self, queries: Tensor, keys: Tensor) -> Tensor:
+        (whole,) = self.sources
+        rows = as_scores(queries) - (self.view.keys - self.view.queries)
+        places, heads = torch.broadcast_tensors(rows, as_scores(keys))[0], torch.arange(whole.shape[1])
+        batch = torch.arange(len(whole)).view(-1, *[1] * (places.ndim - 1))
+        return whole[batch, heads.view(-1, *[1] * (places.ndim - 2)), rows * (whole.shape[2] > 1), as_scores(keys)]
+
+    def whole(self) -> Tensor:
+        return self.sources[0]

@@ -18,11 +18,12 @@ from polyformer.parts.embeddings import Combine
 from polyformer.parts.part import Part
 from polyformer.spec import Spec
 from tests.parts.models import SHAPES, decoder
-from tests.spec.trees import SAMPLES, WIDTH, buildable
+from tests.spec.trees import SAMPLES, WIDTH, buildable, hashing
 
 Feed = Literal["rows", "ids", "sound", "grid", "pixels"]
 
 CAUSAL, BOTH_WAYS = Causal() & SameDocument(), SameDocument()
+BIG_BIRD = parts.BlockWindow(2) | parts.Edges(2) | parts.InTraining(parts.RandomBlocks(2, 1, 4))
 RULES = {"causal": CAUSAL, "both ways": BOTH_WAYS, "causal window": CAUSAL & Window(3)}
 
 
@@ -107,7 +108,7 @@ def examples(cls: type[Spec]) -> Iterator[Subject]:
         yield Subject(cls, "", SAMPLES[parts.Patches].replace(positions=positions), "pixels")
     elif cls in (parts.Windows, parts.PatchMerging, parts.Pyramid):
         yield Subject(cls, "", sample, "grid")
-    elif cls in (parts.Embed, parts.Transformer):
+    elif cls in (parts.Embed, parts.Passages, parts.Transformer):
         longer = parts.Learned(WIDTH, 40)
         yield Subject(cls, "", sample.replace(positions=longer) if cls is parts.Embed else sample, "ids")
     elif cls is parts.Frames:
@@ -120,11 +121,18 @@ def variants() -> Iterator[Subject]:
     """Return further examples: other rules, sizes and placements, of which some are declared otherwise."""
     feeding = FeedForward.of_widths(WIDTH, 12)
     experts = parts.Experts.of(feeding, WIDTH, 3, 2)
+    joined = parts.Chunks(2, ends="joined")
     rows: dict[str, Spec] = {
+        "in three rounds": hashing(hashes=parts.Hashes(3, (2, 2), seed=1)),
+        "as published": hashing(chunks=joined),
+        "buckets by length": hashing(hashes=parts.Hashes(seed=1)),
+        "hashing both ways": hashing(see=BOTH_WAYS, chunks=parts.Chunks(2, 1, 1)),
         "plain causal": attention(Causal()),
         "seeing everyone": attention(Everyone()),
         "both ways": attention(BOTH_WAYS),
         "in a window of both sides": attention(BOTH_WAYS & Window(2)),
+        "BigBird's": attention(BIG_BIRD, kernel=parts.BlockSparse(2)),
+        "causal, in blocks": attention(CAUSAL & (parts.BlockWindow(2) | parts.Edges(2, last=0))),
         "QK-norm": attention(q=parts.Chain((Linear(WIDTH, 16), parts.PerHead(parts.RMSNorm(4))))),
         "of capacity 2": experts.replace(capacity=2),
         "weighed among all": experts.replace(weights="all"),
@@ -149,6 +157,12 @@ def variants() -> Iterator[Subject]:
         "one-sided": parts.Buckets(2, 8, 16, two_sided=False),
     }.items():
         yield Subject(type(position), label, attention(CAUSAL, Heads(2, 2, 4), position=position))
+    for label, rule, around in (("behind", CAUSAL, (2, 0)), ("on both sides", BOTH_WAYS, (1, 1))):
+        yield Subject(parts.Local, label, attention(rule, kernel=parts.Local(parts.Chunks(2, *around))))
+    circle = parts.Local(parts.Chunks(2, 1, 1, "joined"))
+    yield Subject(parts.Local, "as published", attention(BOTH_WAYS, kernel=circle))
+    biased = {"kernel": parts.Local(parts.Chunks(2)), "position": parts.Alibi(4)}
+    yield Subject(parts.Local, "with a bias", attention(CAUSAL, **biased))
     yield Subject(parts.Windows, "unshifted", parts.Windows(attention(BOTH_WAYS), 2), "grid")
     stem = parts.Chain((parts.Convolution(1, WIDTH, 3, 2), parts.ChannelNorm(WIDTH)))
     yield Subject(parts.Frames, "two layers, group norm", parts.Frames(stem), "sound")

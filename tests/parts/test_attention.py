@@ -24,7 +24,7 @@ from polyformer.parts.flow import Flow, GrowingCache, start_flow
 from polyformer.parts.part import Part
 from polyformer.parts.rules import Everyone, View
 from tests.parts.models import WIDTH, attention, cross
-from tests.parts.reference import attend
+from tests.parts.reference import Plain, attend
 from tests.parts.test_rules import may
 
 LAYOUTS = {"multi-head": (4, 4), "grouped": (6, 2), "multi-query": (3, 1), "one head": (1, 1)}
@@ -235,7 +235,7 @@ class TestKernel:
         documents = torch.tensor([[0, 1, 1], [0, 0, 1]])
         view = start_flow(q[:, 0], torch.tensor(padding), documents).view
         kernel = Softmax().build()
-        found = kernel.attend((q, k, v), Context(rule, view, bias))
+        found = kernel.attend((q, k, v), Context(rule, view, Plain(view, (bias,))))
         keys = k.repeat_interleave(2, 1)
         scores = q @ keys.transpose(-1, -2) / 5**0.5 + bias
         allowed = torch.tensor(
@@ -249,7 +249,7 @@ class TestKernel:
         torch.testing.assert_close(found[real], (weights @ v.repeat_interleave(2, 1))[real])
         found.sum().backward()
         assert torch.isfinite(bias.grad).all()
-        traced = kernel.weights(q, k, Context(rule, view, bias)).double()
+        traced = kernel.weights(q, k, Context(rule, view, Plain(view, (bias,)))).double()
         torch.testing.assert_close(traced[real[..., :3]], weights[real[..., :3]], rtol=1e-5, atol=1e-5)
 
     def test_dropout_of_weights(self) -> None:

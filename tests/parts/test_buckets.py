@@ -23,7 +23,7 @@ def buckets_of(spec: Buckets, distances: list[int]) -> list[int]:
     with torch.no_grad():
         part.weight.copy_(torch.arange(float(spec.count))[:, None].expand(-1, spec.heads))
     length = max(map(abs, distances)) + 1
-    bias = part.bias(torch.zeros(1, spec.heads, length, 4), start_flow(torch.zeros(1, length)))
+    bias = part.bias(torch.zeros(1, spec.heads, length, 4), start_flow(torch.zeros(1, length))).whole()
     assert bias.shape == (1, spec.heads, length, length)
     return [int(bias[0, -1, 0, d] if d >= 0 else bias[0, -1, -d, 0]) for d in distances]
 

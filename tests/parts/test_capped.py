@@ -11,6 +11,7 @@ from torch import Tensor
 from polyformer.errors import SpecError
 from polyformer.parts import Capped, Causal, Context, Rule, SameDocument, Softmax, Window
 from polyformer.parts.rules import Everyone, View
+from tests.parts.reference import Plain
 
 
 def view_of(queries: int, keys: int, valid: Tensor | None = None, documents: Tensor | None = None) -> View:
@@ -70,7 +71,8 @@ def test_the_equation(name: str, heads: int, groups: int, scale: float | None) -
 def test_a_bias_is_added_behind_the_bound() -> None:
     spec, qkv, bias = Capped(0.5), draw(2, 2, 4, 4), 10 * torch.randn(1, 2, 4, 4)
     part = cast(Any, spec.build())
-    found = part.attend(qkv, Context(Everyone(), view_of(4, 4), bias))
+    view = view_of(4, 4)
+    found = part.attend(qkv, Context(Everyone(), view, Plain(view, (bias,))))
     torch.testing.assert_close(found, by_equation(spec, qkv, torch.tensor(True), bias), atol=1e-6, rtol=1e-5)
 
 

@@ -20,11 +20,14 @@ from polyformer.parts import (
     Linear,
     Residual,
     RMSNorm,
+    RouterLosses,
     Routing,
     Stack,
     TokenEmbedding,
     Trace,
     Transformer,
+    routing_loss,
+    routing_trace,
 )
 from polyformer.parts.flow import start_flow
 from polyformer.spec import Record
@@ -187,6 +190,103 @@ def test_a_trace_asks_for_routing_alone() -> None:
     torch.stack([one.balance() for one in trace.routing.values()]).mean().backward()
     router = model.decoder.blocks[0].steps[0].op.router
     assert router.weight.grad.abs().sum() > 0
+
+
+LOSSES = RouterLosses(0.3, 0.05)
+
+
+def layered(losses: RouterLosses | None, count: int = COUNT) -> Any:
+    """Return a decoder of two layers of experts, the second of them with `count`."""
+    blocks = [
+        Residual(Experts.of(EXPERT, WIDTH, size, 2).replace(losses=losses), pre=RMSNorm(WIDTH))
+        for size in (COUNT, count)
+    ]
+    return Transformer(target=Embed(TokenEmbedding(9, WIDTH)), decoder=Stack(tuple(blocks))).build(dtype=torch.float64)
+
+
+class TestLossesInTraining:
+    ids = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 0, 0]])
+    mask = ids.gt(0).long()
+
+    def traced(self, model: Any) -> Trace:
+        trace = routing_trace(model)
+        assert trace is not None
+        model(self.ids, self.mask, trace=trace)
+        return trace
+
+    def test_only_models_that_have_them_are_traced(self) -> None:
+        assert routing_trace(layered(None)) is None
+        trace = self.traced(layered(LOSSES))
+        assert trace.wants == {"routing"}
+        assert len(trace.routing) == 2
+        assert float(routing_loss(Trace())) == 0
+
+    def test_the_mean_of_the_layers(self) -> None:
+        trace = self.traced(layered(LOSSES))
+        each = [0.3 * one.balance() + 0.05 * one.magnitude() for one in trace.routing.values()]
+        torch.testing.assert_close(routing_loss(trace), (each[0] + each[1]) / 2)
+
+    def test_one_loss_of_all_rows(self) -> None:
+        """As the reference works it out, padding left out."""
+        mixtral = pytest.importorskip("transformers.models.mixtral.modeling_mixtral")
+        trace = self.traced(layered(LOSSES.replace(over="all layers")))
+        scores = tuple(one.scores for one in trace.routing.values())
+        wanted = 0.3 * mixtral.load_balancing_loss_func(scores, COUNT, 2, self.mask)
+        z = torch.stack([score[self.mask.flatten().bool()].logsumexp(-1).square().mean() for score in scores]).mean()
+        torch.testing.assert_close(routing_loss(trace).float(), (wanted + 0.05 * z).float(), atol=1e-6, rtol=1e-6)
+
+    def test_stacks_add_up(self) -> None:
+        one = Routing(torch.randn(4, 3), torch.tensor([[0], [1], [1], [2]]), losses=LOSSES)
+        both = Trace(routing={"encoder.0.op": one, "decoder.0.op": one})
+        torch.testing.assert_close(routing_loss(both), 2 * routing_loss(Trace(routing={"encoder.0.op": one})))
+
+    def test_padding_counts_for_nothing(self) -> None:
+        model = layered(LOSSES)
+        found = routing_loss(self.traced(model))
+        trace = routing_trace(model)
+        model(
+            torch.cat((torch.full((2, 3), 5), self.ids), 1),
+            torch.cat((self.mask[:, :3] * 0, self.mask), 1),
+            trace=trace,
+        )
+        torch.testing.assert_close(found, routing_loss(trace))
+
+    def test_layers_with_other_numbers_of_experts(self) -> None:
+        assert routing_loss(self.traced(layered(LOSSES, 3))) > 0
+        with pytest.raises(SpecError, match="layers of 3 and of 5 experts have no loss in common"):
+            routing_loss(self.traced(layered(LOSSES.replace(over="all layers"), 3)))
+
+    def test_weights_are_positive(self) -> None:
+        with pytest.raises(SpecError, match="balance and magnitude can't be negative"):
+            RouterLosses(-0.1)
+
+    def test_they_balance_a_lopsided_router(self) -> None:
+        """Trained on nothing else, the rows are soon shared out."""
+        part = Experts.of(EXPERT, WIDTH, COUNT, 2)
+        part = part.replace(router=Linear(WIDTH, COUNT), losses=RouterLosses(1.0, 0.0))
+        model: Any = Transformer(target=Embed(TokenEmbedding(9, WIDTH)), decoder=Stack((part,))).build()
+        ids = torch.randint(9, (8, 16))
+        with torch.no_grad():
+            model.decoder.blocks[0].router.bias[0] = 5
+        optimiser = torch.optim.Adam(model.parameters(), 0.02)
+        found = []
+        for _ in range(40):
+            trace = routing_trace(model)
+            model(ids, trace=trace)
+            loss = routing_loss(trace)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            found.append(float(loss.detach()))
+        assert found[-1] < 2.1 < 2.3 < found[0]
+
+
+def test_experts_without_rows_get_no_gradient() -> None:
+    part, x = experts(1, weights="all"), rows(2, 5)
+    x[..., 0] = 1
+    all_to(part, 3)
+    part(x, start_flow(x)).sum().backward()
+    assert [expert.up.weight.grad is not None for expert in part.experts] == [False, False, False, True, False]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from polyformer.parts import (
     Softmax,
 )
 from polyformer.parts.kernels import sums
+from polyformer.parts.kernels.features import redraw
 from polyformer.parts.rules import Rule, View
 from tests.parts.linear import forward_and_back, growth
 from tests.parts.models import assert_same
@@ -229,6 +230,14 @@ class TestRandomFeatures:
         other.redraw(torch.Generator().manual_seed(5))
         assert torch.equal(other.projection, part.projection)
 
+    def test_whose_turn_it_is(self) -> None:
+        both = torch.nn.ModuleList(Performer(WIDTH, 6, redraw_every=every).build() for every in (0, 4))
+        before = [part.projection.clone() for part in both]
+        for steps, changed in ((3, False), (8, True)):
+            redraw(both, steps)
+            found = [not torch.equal(part.projection, old) for part, old in zip(both, before, strict=True)]
+            assert found == [False, changed]
+
     @pytest.mark.parametrize("rule", [Everyone(), Causal()], ids=["everyone", "causal"])
     @pytest.mark.parametrize("size", [10.0, 30.0])
     def test_large_queries_and_keys_do_not_overflow(self, rule: Rule, size: float) -> None:
@@ -257,6 +266,7 @@ class TestRandomFeatures:
         (lambda: Performer(0), "width, features and chunk must be at least 1"),
         (lambda: Performer(4, 0), "width, features and chunk must be at least 1"),
         (lambda: Performer(4, scale=0.0), "scale must be positive, not 0.0"),
+        (lambda: Performer(4, redraw_every=-1), "redraw_every can't be negative; 0 means never"),
         (lambda: Performer(4, function="cos"), "function should be one of"),
         (lambda: LinearAttention(0), "chunk must be at least 1, not 0"),
     ],

@@ -42,7 +42,7 @@ def flow_of(length: int, past: int = 0, mask: Tensor | None = None) -> Flow:
 
 
 def bias_of(spec: RelativePosition, q: Tensor, flow: Flow) -> Tensor:
-    return cast(Any, spec.build(dtype=q.dtype)).bias(q, flow)
+    return cast(Any, spec.build(dtype=q.dtype)).bias(q, flow).whole()
 
 
 @pytest.mark.parametrize("queries", [1, 3, 7])
@@ -96,7 +96,7 @@ def test_shaw_by_equation_4(queries: int, keys: int) -> None:
     part = cast(Any, spec.build(dtype=torch.float64))
     torch.nn.init.normal_(part.weight)
     q = torch.randn(2, HEADS, queries, 4, dtype=torch.float64)
-    found = part.bias(q, flow_of(queries, past=keys - queries))
+    found = part.bias(q, flow_of(queries, past=keys - queries)).whole()
     for s in range(queries):
         for k in range(keys):
             vector = part.weight[max(-2, min(2, k - (keys - queries + s))) + 2]

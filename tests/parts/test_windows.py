@@ -114,7 +114,7 @@ def test_a_window_of_the_whole_grid_is_plain_attention(shift: int) -> None:
         far[0], far[4] = far[1], far[3]
         far[:, 0], far[:, 4] = far[:, 1], far[:, 3]
     q = torch.zeros(1, HEADS, 9, 4)
-    torch.testing.assert_close(small.bias(q, on_grid(3, 3)[1]), wide.bias(q, on_grid(3, 3)[1]))
+    torch.testing.assert_close(small.bias(q, on_grid(3, 3)[1]).whole(), wide.bias(q, on_grid(3, 3)[1]).whole())
 
 
 def test_the_grid_bias_stands_in_any_model() -> None:
@@ -123,11 +123,11 @@ def test_the_grid_bias_stands_in_any_model() -> None:
     flow = start_flow(torch.zeros(2, 8, 0))
     flow.grid = (2, 3)
     part = GridBias(HEADS, 2, 3).build()
-    found = part.bias(torch.zeros(2, HEADS, 8, 4), flow)
+    found = part.bias(torch.zeros(2, HEADS, 8, 4), flow).whole()
     assert found.shape == (1, HEADS, 8, 8)
     assert not found[:, :, :2].any()
     assert not found[:, :, :, :2].any()
-    assert found[0, :, 2:, 2:].equal(part.bias(torch.zeros(2, HEADS, 6, 4), on_grid(2, 3)[1])[0])
+    assert found[0, :, 2:, 2:].equal(part.bias(torch.zeros(2, HEADS, 6, 4), on_grid(2, 3)[1]).whole()[0])
     text = Attention.of_width(WIDTH, HEADS, Causal()).replace(position=GridBias(HEADS, 1, 4)).build()
     wanted = text(x, start_flow(x))
     cache, rows = GrowingCache(), []

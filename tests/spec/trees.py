@@ -46,6 +46,13 @@ def block(width: int = WIDTH, cross: bool = False) -> Chain:
     return Chain((attention, looking, feeding) if cross else (attention, feeding))
 
 
+def hashing(**fields: object) -> parts.Hashing:
+    """Return attention by hashing into 4 buckets, whose answers padding and other documents don't change."""
+    rule = Causal() & SameDocument()
+    hashes = parts.Hashes(buckets=(4,), seed=1)
+    return parts.Hashing.of_width(WIDTH, parts.Heads(2, 2, 4), parts.Chunks(2), rule, hashes).replace(**fields)
+
+
 def coupling(width: int = WIDTH) -> parts.Coupling:
     """Return a reversible block of attention and a feed-forward network, with dropout in both."""
     attention = Chain((LayerNorm(width), Attention.of_width(width, 2, Causal() & SameDocument()), Dropout(0.1)))
@@ -83,11 +90,26 @@ SAMPLES: dict[type[Spec], Spec] = {
         Concatenate(),
         Gate.of_width(WIDTH),
         Embed(TokenEmbedding(11, WIDTH), Learned(WIDTH, 9), norm=LayerNorm(WIDTH), dropout=Dropout(0.1)),
+        parts.Passages(TokenEmbedding(11, WIDTH), Learned(WIDTH, 40)),
+        parts.Fused(),
         FeedForward.gated(WIDTH, 12),
         Softmax(),
+        parts.Tiled(3, 2),
+        parts.Sliding(2),
         parts.LinearAttention(),
         parts.Performer(WIDTH // 2, 5),
         parts.Linformer(9, 3),
+        parts.AttentionFree(),
+        parts.BlockSparse(2),
+        parts.Repeats(parts.BlockWindow(2) | parts.Edges(2), parts.RandomBlocks(2, 1, 2)),
+        parts.GlobalAttention(
+            Attention.of_width(WIDTH, 2, (parts.Window(2) | parts.Marked()) & SameDocument()),
+            *(Linear(WIDTH, WIDTH),) * 3,
+            absent=parts.FirstToken(),
+        ),
+        parts.Local(parts.Chunks(3)),
+        hashing(),
+        parts.Axial.of_axes((5, 8), (3, 5)),
         parts.Retention.of_width(WIDTH, 2, Causal()),
         Attention.of_width(WIDTH, 4, Causal() & SameDocument()),
         CrossAttention.of_width(WIDTH, 4),
@@ -121,6 +143,8 @@ SAMPLES: dict[type[Spec], Spec] = {
         parts.Rotary(WIDTH // 2, scaling=parts.Yarn(4.0, 32)),
         parts.PerHead(RMSNorm(WIDTH // 2)),
         parts.Lookup("token_type_ids", 2, WIDTH),
+        parts.Halves("token_type_ids", 2, WIDTH, token=5),
+        parts.BehindFirst(5),
         parts.Experts.of(FeedForward.of_widths(WIDTH, 12), WIDTH, 3, 2),
         parts.Gated(FeedForward.of_widths(WIDTH, 12), Linear(WIDTH, 1)),
         parts.Capped(30.0),
@@ -142,6 +166,14 @@ SAMPLES: dict[type[Spec], Spec] = {
         parts.SpatialGating.of_width(WIDTH, 12, Causal() & SameDocument()),
     )
 }
+
+
+BLOCKS = (
+    parts.BlockWindow(2),
+    parts.Edges(2),
+    parts.RandomBlocks(2, 1, 4),
+    parts.Beyond(3, parts.BlockWindow(2)),
+)
 
 
 def of_the_package(cls: type[Record]) -> bool:
@@ -178,7 +210,9 @@ def trees(draw: st.DrawFn, base: type[Record] = Spec, depth: int = 3) -> Record:
 
 def _valid(cls: type[Record]) -> st.SearchStrategy[Record]:
     both = Causal() & SameDocument()
-    known = (parts.Heads(4, 2, 2), both, parts.Window(3), parts.Llama3(), parts.Yarn(4.0, 32), parts.Dynamic(2.0, 16))
+    rules = (both, parts.Window(3), parts.Either((parts.Window(3), parts.Edges(1))), *BLOCKS)
+    scalings = (parts.Llama3(), parts.Yarn(4.0, 32), parts.Dynamic(2.0, 16))
+    known = (*rules, *scalings, parts.Heads(4, 2, 2), parts.RouterLosses(), parts.Chunks(3), parts.Hashes())
     return st.just({type(one).__name__: one for one in known}[cls.__name__])
 
 

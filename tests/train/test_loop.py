@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from torch import Tensor
 
 from polyformer.data import Batch, Batches, BatchRecipe, PairTokenizer, TokenizerRecipe, encode_pairs, prepare
 from polyformer.errors import RunError
+from polyformer.parts import Attention, Experts, FeedForward, Performer, RouterLosses, Trace, routing_loss
 from polyformer.parts.model import TransformerPart
+from polyformer.spec import Record, rewrite
 from polyformer.train.averages import Ema, LastCheckpoints, weights_of
-from polyformer.train.checkpoints import Training
+from polyformer.train.checkpoints import Training, restore_checkpoint
 from polyformer.train.journal import Journal, read_metrics
-from polyformer.train.loop import Company, accumulate, candidate, run, using
+from polyformer.train.loop import Company, accumulate, batch_loss, candidate, run, using
 from polyformer.train.optimisers import AdamW, clip_gradients
 from polyformer.train.recipe import Recipe, TrainRecipe
 from polyformer.train.schedules import Constant, Steps
@@ -46,6 +49,18 @@ def build(toy: Recipe, tokenizer: PairTokenizer, dropout: float = 0.0) -> Transf
 
 def gradients(model: TransformerPart) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def sparse(model: TransformerPart, losses: RouterLosses | None) -> TransformerPart:
+    """Return a new model like this one with experts in place of its feed-forward networks."""
+
+    def change(path: str, record: Record) -> Record:
+        return Experts.of(record, 32, 4, 2).replace(losses=losses) if isinstance(record, FeedForward) else record
+
+    torch.manual_seed(0)
+    made = rewrite(model.spec, change).build()
+    assert isinstance(made, TransformerPart)
+    return made.train()
 
 
 def rows_of(batch: Batch, rows: slice) -> Batch:
@@ -253,3 +268,61 @@ def test_metrics_tell_tokens_and_rate(
     assert rows[-1]["tokens"] == sum(next(again).target_tokens for _ in range(8))
     assert rows[0]["learning_rate"] == pytest.approx(settings.schedule.rate(4, 3 / 8))
     assert rows[1]["share"] == 1.0
+
+
+def test_the_losses_of_routers_are_part_of_the_objective(
+    toy: Recipe, data: tuple[Batches, Batches, PairTokenizer]
+) -> None:
+    """Each token adds them; the likelihood is that of the tokens alone."""
+    batches, _, tokenizer = data
+    batch, dense = next(batches), build(toy, tokenizer)
+    model, plain = sparse(dense, RouterLosses(0.5, 0.1)), sparse(dense, None)
+    found, without = batch_loss(model, batch, 0.1), batch_loss(plain, batch, 0.1)
+    trace = Trace(wants=frozenset(("routing",)))
+    memory = model.encode(batch.input_ids, batch.attention_mask, trace=trace)
+    model.decode(batch.decoder_input_ids, batch.decoder_attention_mask, memory, trace=trace)
+    assert len(trace.routing) == 2
+    torch.testing.assert_close(found.objective, without.objective + batch.target_tokens * routing_loss(trace))
+    assert torch.equal(found.likelihood, without.likelihood)
+    found.objective.backward()
+    without.objective.backward()
+    routers = [name for name in gradients(model) if "router" in name]
+    assert routers
+    assert all(not torch.allclose(gradients(model)[name], gradients(plain)[name]) for name in routers)
+
+
+def test_random_features_are_drawn_anew_between_steps(
+    toy: Recipe, data: tuple[Batches, Batches, PairTokenizer], tmp_path: Path
+) -> None:
+    """After every third step, also in a run that is resumed in between; and no average is made of them."""
+
+    def change(path: str, record: Record) -> Record:
+        return record.replace(kernel=Performer(8, 16, redraw_every=3)) if isinstance(record, Attention) else record
+
+    def ready(folder: Path) -> tuple[Training, Company, list[Tensor]]:
+        folder.mkdir(exist_ok=True)
+        training, company = start(toy, data, settings, folder)
+        torch.manual_seed(1)
+        made = rewrite(training.model.spec, change).build()
+        assert isinstance(made, TransformerPart)
+        training.model, training.optimiser = made, settings.optimiser.build(made)
+        features: list[Tensor] = []
+        projection = made.get_buffer("decoder.blocks.0.steps.0.op.kernel.projection")
+        made.decoder.register_forward_pre_hook(lambda part, given: features.append(projection.clone()))
+        return training, company, features
+
+    settings = toy.train.replace(budget=Steps(7), schedule=Constant(1e-3), evaluations=1, average=Ema(0.9))
+    undisturbed, company, features = ready(tmp_path / "one")
+    go(undisturbed, settings, company)
+    assert [torch.equal(a, b) for a, b in itertools.pairwise(features[:7])] == [True, True, False] * 2
+    first, company, _ = ready(tmp_path / "two")
+    go(first, settings.replace(budget=Steps(4)), company)
+    second, company, _ = ready(tmp_path / "two")
+    assert restore_checkpoint(company.checkpoints, second)
+    go(second, settings, company)
+    wanted = weights_of(undisturbed.model)
+    for name, tensor in weights_of(second.model).items():
+        assert torch.equal(tensor, wanted[name]), name
+    kept = candidate(second)
+    assert len(kept) > 10
+    assert not any("projection" in name for name in kept if "kernel" in name)

@@ -13,7 +13,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyformer.errors import SpecError
@@ -52,28 +52,40 @@ class Performer(Kernel):
     (section 2.2; Performer-ReLU), which estimates no softmax, but may train better.
 
     The vectors w, for heads `width` wide, are Gaussian, and orthogonal within each `width` of them (section 2.4). They
-    are a buffer, saved with the weights; `PerformerPart.redraw` draws new ones. `chunk` is as in `LinearAttention`.
+    are a buffer, saved with the weights. In training, new ones are drawn after every `redraw_every` steps (0: never) by
+    whoever takes the steps (`redraw`): all passes of one step have the same, so that activations can be made again.
+    `chunk` is as in `LinearAttention`.
 
     Where the authors subtract the highest exponent of all keys and add a small number, here each key's highest exponent
     is its level in the weighted sums: nothing overflows, nothing is added, and what a query sees depends neither on
     later keys nor on other rows of the batch.
+
+    `width` may be left open where a model will tell it (`fitted`); building needs it.
     """
 
-    width: int
+    width: int | None = None
     features: int = 256
     function: Literal["exp", "relu", "sigmoid", "abs"] = "exp"
     scale: float | None = None
     chunk: int = CHUNK
+    redraw_every: int = 0
 
     def check(self) -> None:
-        sizes = (self.width, self.features, self.chunk)
+        self.require(self.redraw_every >= 0, "redraw_every can't be negative; 0 means never")
+        sizes = (1 if self.width is None else self.width, self.features, self.chunk)
         self.require(min(sizes) > 0, "width, features and chunk must be at least 1")
         self.require(self.scale is None or self.scale > 0, f"scale must be positive, not {self.scale}")
 
     def unable(self, see: Rule) -> str:
         return beyond(see, Everyone, Causal, SameDocument)
 
+    def fitted(self, width: int, length: int | None = None) -> Performer:
+        told = f"random features for vectors {self.width} wide can't be those of heads {width} wide"
+        self.require(self.width in (None, width), told)
+        return self.replace(width=width)
+
     def module(self) -> Part:
+        self.require(self.width is not None, "needs the width of a head to be built")
         return PerformerPart(self)
 
 
@@ -121,16 +133,18 @@ FUNCTIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "abs": torch.abs}
 class PerformerPart(FeaturePart):
     """Holds the random vectors [F, E] as a buffer."""
 
+    by_chance = frozenset(("projection",))
     projection: Tensor
 
     def __init__(self, spec: Performer) -> None:
         super().__init__(spec)
-        self.function, self.scale = spec.function, spec.scale
+        self.function, self.scale, self.redraw_every = spec.function, spec.scale, spec.redraw_every
+        assert spec.width is not None
         self.register_buffer("projection", torch.empty(spec.features, spec.width))
         self.redraw()
 
     def redraw(self, generator: torch.Generator | None = None) -> None:
-        """Draw new random vectors, as the authors do now and then in training.
+        """Draw new random vectors.
 
         Args:
             generator: one of the CPU; None is PyTorch's own.
@@ -158,3 +172,13 @@ class PerformerPart(FeaturePart):
         exponents = projected - x.square().sum(-1, keepdim=True) / 2
         levels = exponents.detach().amax(-1)
         return (exponents - levels[..., None]).exp(), levels
+
+
+def redraw(model: nn.Module, steps: int) -> None:
+    """Draw new random vectors for each Performer in a model whose turn it is after so many steps of training.
+
+    They come from PyTorch's generator, so that a run that goes on from its state draws what it would have drawn.
+    """
+    for part in model.modules():
+        if isinstance(part, PerformerPart) and part.redraw_every and steps % part.redraw_every == 0:
+            part.redraw()

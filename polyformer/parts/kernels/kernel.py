@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from polyformer.errors import SpecError
+from polyformer.parts.bias import Bias
 from polyformer.parts.part import Part
 from polyformer.parts.rules import All, Rule, View
 from polyformer.spec import Spec
@@ -24,6 +25,14 @@ class Kernel(Spec, abstract=True):
         """Return why this kernel can't follow a rule, or nothing where it can; attention with both can't be made."""
         return ""
 
+    def fitted(self, width: int, length: int | None = None) -> Kernel:
+        """Return this kernel for heads of a width and sequences of a length, which fill in sizes that it left open.
+
+        Raises:
+            SpecError: a size that it has and that doesn't fit, or one that is open still.
+        """
+        return self
+
 
 @dataclass
 class Context:
@@ -31,13 +40,13 @@ class Context:
 
     Attributes:
         rule, view: who may look at whom.
-        bias: added to the scores, broadcastable to [B, H, S, K]; None for none.
+        bias: what is added to the scores, asked for whole or by places; None for none.
         cache, slot: where what was read before is held, and by what name; None for none.
     """
 
     rule: Rule
     view: View
-    bias: Tensor | None = None
+    bias: Bias | None = None
     cache: Cache | None = None
     slot: str = ""
 
@@ -98,9 +107,9 @@ def dense_weights(scores: Tensor, context: Context) -> Tensor:
     """
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if context.bias is not None:
-        scores = scores + context.bias
+        scores = scores + context.bias.whole()
     mask = context.view.mask(context.rule)
-    allowed = context.rule.allowed(context.view)[:, None] if mask.causal else mask.allowed  # type: ignore[index]
+    allowed = context.view.everywhere(context.rule) if mask.causal else mask.allowed
     if allowed is not None:
         scores = scores.masked_fill(~allowed, float("-inf"))
     found = torch.softmax(scores, -1)

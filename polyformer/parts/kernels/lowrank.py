@@ -27,17 +27,19 @@ class Linformer(Kernel):
 
     A sequence of up to `length` real tokens uses the columns of its places, wherever its padding stands. What mixes all
     keys can't tell them apart, so that `Causal`, `Window`, packed documents and score biases are errors. `scale` None
-    is 1/√E; `dropout` drops weights in training.
+    is 1/√E; `dropout` drops weights in training. `length` may be left open where a model will tell it (`fitted`);
+    building needs it.
     """
 
-    length: int
-    rank: int
+    length: int | None = None
+    rank: int = 64
     projections: Literal["separate", "shared"] = "separate"
     scale: float | None = None
     dropout: float = 0.0
 
     def check(self) -> None:
-        self.require(self.length > 0 and self.rank > 0, "length and rank must be at least 1")
+        positive = self.rank > 0 and (self.length is None or self.length > 0)
+        self.require(positive, "length and rank must be at least 1")
         self.require(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")
 
     def unable(self, see: Rule) -> str:
@@ -46,7 +48,14 @@ class Linformer(Kernel):
     def breaks(self) -> Mapping[Clause, Term]:
         return {"packed": Refuses("its projections mix all keys, so nothing can keep documents apart")}
 
+    def fitted(self, width: int, length: int | None = None) -> Linformer:
+        if self.length is not None:
+            return self
+        self.require(length is not None, "needs the longest sequence; set its length")
+        return self.replace(length=length)
+
     def module(self) -> Part:
+        self.require(self.length is not None, "needs the longest sequence to be built; set its length")
         return LinformerPart(self)
 
 
@@ -55,6 +64,7 @@ class LinformerPart(KernelPart):
 
     def __init__(self, spec: Linformer) -> None:
         super().__init__(spec)
+        assert spec.length is not None
         self.keys = nn.Parameter(torch.empty(spec.rank, spec.length))
         self.values = nn.Parameter(torch.empty(spec.rank, spec.length)) if spec.projections == "separate" else None
         self.scale, self.dropout = spec.scale, spec.dropout

@@ -40,15 +40,15 @@ class Softmax(Kernel):
         self.require(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")
 
     def module(self) -> Part:
-        return SoftmaxPart(self)
+        return SoftmaxPart(self, self.scale, self.dropout)
 
 
 class SoftmaxPart(KernelPart):
     """SDPA chooses the implementation; the masks are shared by all layers of a pass."""
 
-    def __init__(self, spec: Softmax) -> None:
+    def __init__(self, spec: Kernel, scale: float | None, dropout: float) -> None:
         super().__init__(spec)
-        self.scale, self.dropout = spec.scale, spec.dropout
+        self.scale, self.dropout = scale, dropout
 
     def attend(self, qkv: tuple[Tensor, Tensor, Tensor], context: Context) -> Tensor:
         q, k, v = qkv
@@ -56,7 +56,7 @@ class SoftmaxPart(KernelPart):
         allowed, causal = mask.allowed, mask.causal
         with exact_on_cpu(q) as widen:
             if context.bias is not None:
-                allowed, causal = widen(context.view.biased(context.rule, context.bias)), False
+                allowed, causal = widen(context.view.biased(context.rule, context.bias.whole())), False
             out = F.scaled_dot_product_attention(
                 widen(q),
                 widen(k),

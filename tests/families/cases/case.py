@@ -25,6 +25,7 @@ class Case:
         extra: further inputs [B, S] and the number of their values, such as {"token_type_ids": 2}.
         ends: each text ends with this token, where the head needs one.
         padding: what stands behind the mask; ordinary tokens if None.
+        lengths: of the three texts.
         untied: gives the head over words a matrix of its own, which some files have against their configuration.
         cached: whether the model can be read token by token.
         tolerance: the largest difference of logits and hidden rows that is let pass.
@@ -41,6 +42,7 @@ class Case:
     extra: dict[str, int] = field(default_factory=dict, hash=False)
     ends: int | None = None
     padding: int | None = None
+    lengths: tuple[int, int, int] = (7, 4, 1)
     untied: bool = False
     cached: bool = False
     tolerance: float = 1e-5
@@ -56,7 +58,7 @@ class Case:
         return names.get(self.given, "input_values" if self.given == "sound" else "input_ids")
 
     def inputs(self, seed: int = 0) -> dict[str, Tensor]:
-        """Three sequences of odd lengths 7, 4 and 1 (or images), padded on the right with ordinary tokens."""
+        """Three sequences of odd lengths (or images), padded on the right with ordinary tokens."""
         chance = torch.Generator().manual_seed(seed)
 
         def ids(length: int, count: int = self.vocabulary, low: int = 3) -> Tensor:
@@ -67,8 +69,9 @@ class Case:
 
         found: dict[str, Tensor] = {}
         if self.given in ("text", "pairs"):
-            found = {"input_ids": ids(7), "attention_mask": mask(7, (7, 4, 1))}
-            found |= {name: ids(7, count, 0) for name, count in self.extra.items()}
+            length = max(self.lengths)
+            found = {"input_ids": ids(length), "attention_mask": mask(length, self.lengths)}
+            found |= {name: ids(length, count, 0) for name, count in self.extra.items()}
         else:
             found = {self.main: torch.randn((3, *self.sizes), generator=chance)}
         if self.given in ("pairs", "features", "captions"):

@@ -1,0 +1,249 @@
+"""Runs any decoder of ours in PyTorch for the engine: a cache to each slot, and one pass over the rows of all.
+
+The rows of a step stand behind each other as a batch of one (`Flow.joined`): what a layer does by row, it does once
+for all sequences, and attention asks each sequence's own cache. So nothing is padded, and no sequence's answer depends
+on its company beyond the rounding of matrix products.
+
+Shape letters: G key/value heads, K keys, E head width, R rows, W wanted rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from polyformer.errors import SpecError
+from polyformer.generate.runner import Rows
+from polyformer.generate.search import evaluating, positions_of
+from polyformer.parts import TokenEmbedding
+from polyformer.parts.flow import Flow, Pair, State
+from polyformer.parts.model import Memory, TransformerPart
+from polyformer.parts.rules import View
+from polyformer.spec import Record, walk
+
+BLOCK = 64
+"""Tokens for which room is made at a time. Each time what is held is copied, which is little beside 64 steps."""
+
+
+class SlotCache:
+    """What one sequence holds: keys and values in buffers that grow by blocks, recurrent states, and its source.
+
+    It is a `Cache` of a batch of one that can be cut back and copied.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.states: dict[str, State] = {}
+        self.source: Memory | None = None
+        self._own: dict[str, Pair] = {}
+        self._memory: dict[str, Pair] = {}
+
+    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor) -> Pair:
+        """Hold new keys and values behind the first `length` and return all, each [1, G, K, E]."""
+        end = self.length + key_BGSE.shape[2]
+        held = self._own.get(slot)
+        if held is None or held[0].shape[2] < end:
+            news = (key_BGSE, value_BGSE)
+            held = tuple(self._enlarged(None if held is None else held[i], new, end) for i, new in enumerate(news))  # type: ignore[assignment]
+            self._own[slot] = held  # type: ignore[assignment]
+        keys, values = self._own[slot]
+        keys[:, :, self.length : end] = key_BGSE
+        values[:, :, self.length : end] = value_BGSE
+        return keys[:, :, :end], values[:, :, :end]
+
+    def _enlarged(self, held: Tensor | None, like: Tensor, length: int) -> Tensor:
+        batch, groups, _, width = like.shape
+        made = like.new_empty(batch, groups, in_blocks(length), width)
+        if held is not None:
+            made[:, :, : self.length] = held[:, :, : self.length]
+        return made
+
+    def memory(self, slot: str, make: Callable[[], Pair]) -> Pair:
+        """Return the keys and values of the source, made once."""
+        if slot not in self._memory:
+            self._memory[slot] = make()
+        return self._memory[slot]
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` tokens, and give back the blocks behind them."""
+        self.length, room = length, in_blocks(length)
+        for slot, pair in self._own.items():
+            if pair[0].shape[2] > room:
+                self._own[slot] = (pair[0][:, :, :room].clone(), pair[1][:, :, :room].clone())
+        if not length:
+            self._own, self.states = {}, {}
+
+    def copy(self, length: int) -> SlotCache:
+        """Return a cache of the first `length` tokens. States and the source are shared: they are never written to."""
+        made, room = SlotCache(), in_blocks(length)
+        made.length, made.source = length, self.source
+        made.states, made._memory = dict(self.states), dict(self._memory)
+        made._own = {slot: (k[:, :, :room].clone(), v[:, :, :room].clone()) for slot, (k, v) in self._own.items()}
+        return made
+
+    def reorder(self, rows: Tensor) -> None:
+        """There is one row."""
+
+    def reorder_memory(self, rows: Tensor) -> None:
+        """There is one row."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors held."""
+        held = (*self._own.values(), *self._memory.values(), *self.states.values())
+        source = 0 if self.source is None else self.source.hidden.nbytes
+        return source + sum(tensor.nbytes for tensors in held for tensor in tensors)
+
+
+def in_blocks(tokens: int) -> int:
+    """Return the room that is made for so many tokens."""
+    return -(-tokens // BLOCK) * BLOCK
+
+
+class SlotSizes(Record):
+    """Bytes that a sequence takes: once, for each token it holds, and for each token of its source."""
+
+    once: int
+    token: int
+    source: int
+
+
+class TorchRunner:
+    """A `Runner` of a model in PyTorch.
+
+    Raises:
+        SpecError: a model without a decoder or a head, whose source isn't text, or whose parts need all rows at once.
+    """
+
+    def __init__(self, model: TransformerPart, slots: int = 16, positions: int | None = None) -> None:
+        """Make empty slots.
+
+        Args:
+            positions: the longest sequence, where the model's spec doesn't say it (rotary positions have no end).
+        """
+        if model.decoder is None or model.target is None or model.head is None:
+            raise SpecError("writing a text needs a decoder with a language model head; this model has none")
+        if model.source is not None and model.source.main != "input_ids":
+            raise SpecError(f"the engine reads texts; this model's source is {model.source.main}")
+        spec = model.spec
+        bounds = [one for one in (positions, positions_of(_given(spec, "target"))) if one is not None]
+        self.model, self.slots = model, slots
+        self.positions = min(bounds, default=None)
+        self.source_positions = positions_of(_given(spec, "source")) if model.source is not None else None
+        self.vocabulary = _vocabulary(_given(spec, "target")) or 0
+        self.source_vocabulary = _vocabulary(_given(spec, "source"))
+        self.reads_source = model.encoder is not None
+        self.version: Hashable = 0
+        self.device = next(model.parameters()).device
+        self._caches = [SlotCache() for _ in range(slots)]
+        self._sizes: SlotSizes | None = None
+
+    def step(self, rows: Rows, wanted: Sequence[int]) -> Tensor:
+        """Run the rows; a step that raises has changed nothing that counts."""
+        runs = [(slot, len(list(group))) for slot, group in groupby(rows.slots)]
+        caches = [self._caches[slot] for slot, _ in runs]
+        before = [dict(cache.states) for cache in caches]
+        try:
+            with evaluating(self.model):
+                scores = self._run(rows, [count for _, count in runs], caches, wanted)
+        except BaseException:
+            for cache, states in zip(caches, before, strict=True):
+                cache.states = states
+            raise
+        for cache, (_, count) in zip(caches, runs, strict=True):
+            cache.length += count
+        return scores
+
+    def _run(self, rows: Rows, counts: Sequence[int], caches: Sequence[SlotCache], wanted: Sequence[int]) -> Tensor:
+        model, device = self.model, self.device
+        target, decoder, head = model.target, model.decoder, model.head
+        assert target is not None
+        assert decoder is not None
+        assert head is not None
+        ids = torch.tensor([rows.ids], device=device)
+        flows, start = [], 0
+        for cache, count in zip(caches, counts, strict=True):
+            here = slice(start, start + count)
+            view = View(count, cache.length + count, None, None, False, device)
+            positions = torch.tensor([rows.positions[here]], device=device)
+            flow = Flow(view, positions, cache=cache, inputs={"ids": ids[:, here]})
+            if cache.source is not None:
+                flow.memory = cache.source.hidden
+                flow.memory_view = View(count, flow.memory.shape[1], None, None, False, device)
+            flows.append(flow)
+            start += count
+        flow = flows[0] if len(flows) == 1 else Flow.joined(flows)
+        flow.path = "decoder."
+        hidden = decoder(target(ids, flow), flow)[0]
+        kept = hidden if len(wanted) == len(hidden) else hidden[torch.tensor(wanted, device=device, dtype=torch.long)]
+        scores = head(kept, None)
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+    def read(self, slot: int, source: Sequence[int]) -> None:
+        """Run the encoder for a slot."""
+        with evaluating(self.model):
+            self._caches[slot].source = self.model.encode(torch.tensor([list(source)], device=self.device))
+
+    def length(self, slot: int) -> int:
+        """Return how many tokens a slot holds."""
+        return self._caches[slot].length
+
+    def earliest(self, slot: int) -> int:
+        """Return the least length that a slot can be cut back to; states can't be."""
+        cache = self._caches[slot]
+        return cache.length if cache.states else min(1, cache.length)
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget all but the first tokens of a slot."""
+        cache = self._caches[slot]
+        if length and not self.earliest(slot) <= length <= cache.length:
+            raise SpecError(f"a sequence of {cache.length} tokens can't be cut back to {length} here")
+        cache.truncate(length)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Make a slot hold what another one does."""
+        cache = self._caches[source]
+        if not self.earliest(source) <= length <= cache.length:
+            raise SpecError(f"a sequence of {cache.length} tokens can't be copied up to {length} here")
+        self._caches[target] = cache.copy(length)
+
+    def clear(self, slot: int) -> None:
+        """Forget what a slot holds."""
+        self._caches[slot] = SlotCache()
+
+    def bytes_for(self, tokens: int, source: int = 0) -> int:
+        """Return how much memory a slot takes."""
+        sizes = self._sizes = self._sizes or self._measured()
+        return (sizes.once if tokens else 0) + sizes.token * in_blocks(tokens) + sizes.source * source
+
+    def _measured(self) -> SlotSizes:
+        """Find out what a token takes by running one."""
+        used, self._caches = self._caches, [SlotCache()]
+        try:
+            if self.reads_source:
+                self.read(0, [0])
+            self.step(Rows([0], [0], [0]), [])
+            cache = self._caches[0]
+            states = sum(tensor.nbytes for state in cache.states.values() for tensor in state)
+            keys = sum(tensor.nbytes for pair in cache._own.values() for tensor in pair)
+            return SlotSizes(states, keys // BLOCK, cache.bytes - states - keys)
+        finally:
+            self._caches = used
+
+    @property
+    def bytes(self) -> int:
+        """How much memory all slots take now."""
+        return sum(cache.bytes for cache in self._caches)
+
+
+def _vocabulary(embed: Record | None) -> int | None:
+    sizes = [one.vocabulary for _, one in walk(embed) if isinstance(one, TokenEmbedding)] if embed else []
+    return sizes[0] if sizes else None
+
+
+def _given(spec: Record, name: str) -> Record | None:
+    found: Record | None = getattr(spec, name)
+    return found
