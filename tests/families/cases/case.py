@@ -22,10 +22,10 @@ class Case:
             (images and text); "sound" (a waveform, for an encoder alone).
         sizes: shapes of non-text inputs, without the batch.
         vocabulary: ids are drawn from 3 to this.
-        length: of the longest text.
         extra: further inputs [B, S] and the number of their values, such as {"token_type_ids": 2}.
         ends: each text ends with this token, where the head needs one.
         padding: what stands behind the mask; ordinary tokens if None.
+        lengths: of the three texts.
         untied: gives the head over words a matrix of its own, which some files have against their configuration.
         cached: whether the model can be read token by token.
         tolerance: the largest difference of logits and hidden rows that is let pass.
@@ -39,10 +39,10 @@ class Case:
     given: Kind = "text"
     sizes: tuple[int, ...] = ()
     vocabulary: int = 49
-    length: int = 7
     extra: dict[str, int] = field(default_factory=dict, hash=False)
     ends: int | None = None
     padding: int | None = None
+    lengths: tuple[int, int, int] = (7, 4, 1)
     untied: bool = False
     cached: bool = False
     tolerance: float = 1e-5
@@ -58,7 +58,7 @@ class Case:
         return names.get(self.given, "input_values" if self.given == "sound" else "input_ids")
 
     def inputs(self, seed: int = 0) -> dict[str, Tensor]:
-        """Three sequences of lengths 7 (or `length`), 4 and 1, or images; padded on the right with ordinary tokens."""
+        """Three sequences of odd lengths (or images), padded on the right with ordinary tokens."""
         chance = torch.Generator().manual_seed(seed)
 
         def ids(length: int, count: int = self.vocabulary, low: int = 3) -> Tensor:
@@ -69,8 +69,9 @@ class Case:
 
         found: dict[str, Tensor] = {}
         if self.given in ("text", "pairs"):
-            found = {"input_ids": ids(self.length), "attention_mask": mask(self.length, (self.length, 4, 1))}
-            found |= {name: ids(self.length, count, 0) for name, count in self.extra.items()}
+            length = max(self.lengths)
+            found = {"input_ids": ids(length), "attention_mask": mask(length, self.lengths)}
+            found |= {name: ids(length, count, 0) for name, count in self.extra.items()}
         else:
             found = {self.main: torch.randn((3, *self.sizes), generator=chance)}
         if self.given in ("pairs", "features", "captions"):

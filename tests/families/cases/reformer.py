@@ -49,8 +49,11 @@ CASES = (
         "ReformerModelWithLMHead",
         "ReformerConfig",
         REFORMER | LOCAL | DECODER,
-        length=12,
+        lengths=(12, 4, 1),
         cached=True,
     ),
-    *(Case(name, f"Reformer{model}", "ReformerConfig", REFORMER | keys, length=12) for name, model, keys in CHANGES),
+    *(
+        Case(name, f"Reformer{model}", "ReformerConfig", REFORMER | keys, lengths=(12, 4, 1))
+        for name, model, keys in CHANGES
+    ),
 )
