@@ -1,4 +1,4 @@
-"""Verbs that measure what parts cost on this machine: `bench attention`."""
+"""Verbs that measure what parts and models cost on this machine: `bench attention`, `bench generate`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polyformer.cli.common import AsJson, Force, app
+from polyformer.cli.common import AsJson, Force, Model, app, load_model
 from polyformer.cli.progress import counting
 from polyformer.errors import RunError, SpecError, suggest
 
@@ -82,6 +82,45 @@ def attention(
             console.print()
     for line in _remarks(curves):
         typer.echo(line)
+
+
+@bench.command(epilog="Example: polyformer bench generate smollm2 --together 1,8 --guess lookup --json")
+def generate(
+    model: Model,
+    together: Annotated[str, typer.Option(metavar="N,N,…", help="How many texts at once.")] = "1,8",
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 128,
+    written: Annotated[int, typer.Option("--max-tokens", min=2, help="Tokens that are written behind each.")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="Of which medians are told.")] = 3,
+    guess: Annotated[
+        str | None, typer.Option(metavar="WAY", help="Guess tokens: lookup, or by so many first blocks, such as 10.")
+    ] = None,
+    runtime: Annotated[str, typer.Option(help="What runs the model: torch or native.")] = "torch",
+    as_json: AsJson = False,
+) -> None:
+    """Measure how fast a model writes: one text, and several at once."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from polyformer.bench.writing import Writing, measure
+
+    if not all(count.strip().isdigit() for count in together.split(",")):
+        raise RunError(f"--together wants numbers with commas between them, not '{together}'")
+    if guess is not None and guess != "lookup" and not guess.isdigit():
+        raise RunError(f"--guess knows lookup, or a number of blocks, not '{guess}'")
+    asked = Writing(prompt, written, tuple(int(count) for count in together.split(",")), rounds)
+    loaded = load_model(model)
+    rates = measure(lambda count: loaded.engine(count, guess=guess, runtime=runtime), asked)
+    if as_json:
+        typer.echo(json.dumps({"model": str(model), "runtime": runtime, "asked": asked.to_data(), **rates.to_data()}))
+        return
+    table = Table("texts", "read, tokens/s", "written, tokens/s", "times one", "first token, s", "cache, MB", box=None)
+    for rate in rates.rates:
+        figures = (f"{rate.read:,.0f}", f"{rate.written:,.1f}", f"{rate.written / rates.rates[0].written:.2f}")
+        table.add_row(str(rate.together), *figures, f"{rate.first:.2f}", f"{rate.cache / 1e6:,.1f}")
+    Console().print(table)
+    if guess is not None:
+        told = f"{rates.guesses.acceptance:.0%} of {rates.guesses.guessed:,} guesses were right"
+        typer.echo(f"{told}; a pass that judged some wrote {rates.guesses.gain:.2f} tokens in the mean")
 
 
 def _settings(lengths: str, only: str, settings: list[str], budget: float, fit_from: int) -> Settings:

@@ -19,6 +19,7 @@ from polyformer.errors import SpecError
 from polyformer.generate.runner import Rows
 from polyformer.generate.search import evaluating, positions_of
 from polyformer.parts import TokenEmbedding
+from polyformer.parts.contract import Refuses, contract_of
 from polyformer.parts.flow import Flow, Pair, State
 from polyformer.parts.model import Memory, TransformerPart
 from polyformer.parts.rules import View
@@ -159,10 +160,9 @@ class TorchRunner:
 
     def _run(self, rows: Rows, counts: Sequence[int], caches: Sequence[SlotCache], wanted: Sequence[int]) -> Tensor:
         model, device = self.model, self.device
-        target, decoder, head = model.target, model.decoder, model.head
+        target, decoder = model.target, model.decoder
         assert target is not None
         assert decoder is not None
-        assert head is not None
         ids = torch.tensor([rows.ids], device=device)
         flows, start = [], 0
         for cache, count in zip(caches, counts, strict=True):
@@ -177,8 +177,13 @@ class TorchRunner:
             start += count
         flow = flows[0] if len(flows) == 1 else Flow.joined(flows)
         flow.path = "decoder."
-        hidden = decoder(target(ids, flow), flow)[0]
-        kept = hidden if len(wanted) == len(hidden) else hidden[torch.tensor(wanted, device=device, dtype=torch.long)]
+        return self._scores(decoder(target(ids, flow), flow)[0], wanted)
+
+    def _scores(self, hidden: Tensor, wanted: Sequence[int]) -> Tensor:
+        """Return the scores [W, V] of those wanted of rows [R, D]."""
+        head = self.model.head
+        assert head is not None
+        kept = hidden if len(wanted) == len(hidden) else hidden[torch.tensor(wanted, device=self.device).long()]
         scores = head(kept, None)
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
@@ -237,6 +242,30 @@ class TorchRunner:
     def bytes(self) -> int:
         """How much memory all slots take now."""
         return sum(cache.bytes for cache in self._caches)
+
+
+class RereadingRunner(TorchRunner):
+    """Runs what can't go on from a cache (Reformer's hashing, say): each step reads a slot's whole text again.
+
+    A slot holds ids in place of keys. What that costs grows with the square of a text's length; but any model with a
+    decoder can write.
+    """
+
+    def _run(self, rows: Rows, counts: Sequence[int], caches: Sequence[SlotCache], wanted: Sequence[int]) -> Tensor:
+        hidden, start = [], 0
+        for cache, count in zip(caches, counts, strict=True):
+            new = torch.tensor(rows.ids[start : start + count], device=self.device).view(1, 1, -1, 1)
+            ids, _ = cache.extend("ids", new, new)
+            hidden.append(self.model.decode(ids.flatten()[None], None, cache.source)[0, -count:])
+            start += count
+        return self._scores(torch.cat(hidden), wanted)
+
+
+def runner_of(model: TransformerPart, slots: int = 16, positions: int | None = None) -> TorchRunner:
+    """Return what runs a model: with caches where its parts can go on from them. Arguments are as for `TorchRunner`."""
+    clash = contract_of(model.spec).get("cached")
+    rereads = model.decoder is not None and clash is not None and isinstance(clash.term, Refuses)
+    return (RereadingRunner if rereads else TorchRunner)(model, slots, positions)
 
 
 def _vocabulary(embed: Record | None) -> int | None:

@@ -12,7 +12,8 @@ import torch
 
 from polyformer.data.rows import RowRecipe, TextRows, encode_texts
 from polyformer.errors import DataError
-from polyformer.generate.sampling import Sampling, continue_texts
+from polyformer.generate.continuing import continue_texts
+from polyformer.generate.sampling import Sampling
 from polyformer.generate.search import evaluating
 from polyformer.judge.held_out import HeldOut, held_out_loss
 from polyformer.parts.model import TransformerPart

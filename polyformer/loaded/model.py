@@ -194,16 +194,21 @@ class Loaded:
 
         return chat_requests_for(self, conversations, settings)
 
-    def engine(self, slots: int = 16, capacity: Capacity | None = None) -> Engine:
+    def engine(
+        self, slots: int = 16, capacity: Capacity | None = None, guess: str | None = None, runtime: str = "torch"
+    ) -> Engine:
         """Return an engine that answers requests, many at once.
 
         Args:
             slots: how many texts are written, or kept for others that begin as they do, at the same time.
             capacity: what it may use; None is as much as it needs.
+            guess: guess tokens and judge several in one pass (speculative decoding): "lookup" looks in the text itself,
+                a number such as "10" lets so many of the model's first blocks guess.
+            runtime: "torch", or "native" where it is compiled and every part of the model can be lowered.
         """
         from polyformer.loaded.writing import engine_for
 
-        return engine_for(self, slots, capacity)
+        return engine_for(self, slots, capacity, guess, runtime)
 
     def _answered(self, asked: Sequence[Request]) -> list[Answer]:
         from polyformer.generate import TOGETHER, Capacity

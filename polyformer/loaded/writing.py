@@ -10,8 +10,11 @@ from polyformer.errors import SpecError
 if TYPE_CHECKING:
     from polyformer.data.chat import Message
     from polyformer.data.tokenizer import TextPairTokenizer
-    from polyformer.generate import Capacity, Engine, Request, Sampling
+    from polyformer.generate import Capacity, Engine, Guesser, Request, Runner, Sampling
     from polyformer.loaded.model import Loaded
+
+ROOM = 2048
+"""Tokens that a sequence may have natively, where the model sets no bound."""
 
 
 class TargetDecoder:
@@ -40,11 +43,46 @@ def context_of(loaded: Loaded) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def engine_for(loaded: Loaded, slots: int, capacity: Capacity | None) -> Engine:
-    """Return an engine that runs the model in PyTorch."""
-    from polyformer.generate import Engine, TorchRunner
+def runner_for(loaded: Loaded, slots: int, runtime: str) -> Runner:
+    """Return what runs the model: in PyTorch, or natively, where a GGUF file's blocks are taken as they are stored."""
+    import torch
 
-    return Engine(TorchRunner(loaded.model, slots, context_of(loaded)), capacity)
+    from polyformer.generate import runner_of
+    from polyformer.generate.search import positions_of
+
+    context = context_of(loaded)
+    if runtime == "torch":
+        return runner_of(loaded.model, slots, context)
+    if runtime != "native":
+        raise SpecError(f"models run in torch or native, not '{runtime}'")
+    from polyformer.native.machine import Machine
+    from polyformer.native.runner import runner
+
+    room = context or positions_of(loaded.spec.target) or ROOM
+    machine = Machine(slots, room, torch.get_num_threads())
+    file = loaded.folder
+    is_file = file is not None and file.suffix.lower() == ".gguf" and file.is_file()
+    return runner(file if is_file and file is not None else loaded.model, machine=machine)
+
+
+def engine_for(
+    loaded: Loaded, slots: int, capacity: Capacity | None, guess: str | None = None, runtime: str = "torch"
+) -> Engine:
+    """Return an engine; raises `SpecError` for a way of guessing, or a runtime, that isn't known."""
+    from polyformer.generate import Engine
+
+    runner = runner_for(loaded, slots, runtime)
+    return Engine(runner, capacity, None if guess is None else _guesser(loaded, slots, guess))
+
+
+def _guesser(loaded: Loaded, slots: int, guess: str) -> Guesser:
+    from polyformer.generate import Draft, PromptLookup, TorchRunner, early_exit
+
+    if guess == "lookup":
+        return PromptLookup()
+    if not guess.isdigit():
+        raise SpecError(f"tokens are guessed by lookup or a number of blocks, not '{guess}'")
+    return Draft(TorchRunner(early_exit(loaded.model, int(guess)), slots, context_of(loaded)))
 
 
 def requests_for(loaded: Loaded, texts: Sequence[str], settings: Sampling) -> list[Request]:

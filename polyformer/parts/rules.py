@@ -70,6 +70,15 @@ class Rule(Record, abstract=True):
         """Return the rule as it is when nothing is trained."""
         return self
 
+    def forgets(self, view: View) -> int | None:
+        """Return the first place that queries behind this batch's may look at; None where that is the first of all."""
+        return None
+
+    @property
+    def forgetful(self) -> bool:
+        """Whether queries look back no further than some number of tokens."""
+        return False
+
     def here(self, view: View) -> Rule:
         """Return the simplest rule that means the same in this batch."""
         return self
@@ -191,6 +200,13 @@ class Window(Rule):
         """How far the furthest key may be away."""
         return (self.width - 1) * self.step
 
+    def forgets(self, view: View) -> int | None:
+        return max(view.keys - self.span - view.loose, 0)
+
+    @property
+    def forgetful(self) -> bool:
+        return True
+
     def here(self, view: View) -> Rule:
         return Everyone() if self.step == 1 and view.keys <= self.width else self
 
@@ -267,6 +283,14 @@ class All(Joined):
 
     def settled(self) -> Rule:
         return functools.reduce(Rule.__and__, (rule.settled() for rule in self.rules))
+
+    def forgets(self, view: View) -> int | None:
+        each = [one for rule in self.rules if (one := rule.forgets(view)) is not None]
+        return max(each, default=None)
+
+    @property
+    def forgetful(self) -> bool:
+        return any(rule.forgetful for rule in self.rules)
 
     def here(self, view: View) -> Rule:
         return functools.reduce(Rule.__and__, (rule.here(view) for rule in self.rules))
@@ -399,9 +423,28 @@ class View:
     @functools.cached_property
     def slack(self) -> int:
         """How much further apart two tokens may stand in the row than in their document, by padding between them."""
-        if not self.gaps or self.valid is None:
+        return self.loose if self.gaps else 0
+
+    @functools.cached_property
+    def loose(self) -> int:
+        """The same for tokens that are to come behind this batch's, so that padding on the right counts too."""
+        if self.valid is None:
             return 0
-        return self.keys if self.key_documents is not None else int((~self.valid).sum(1).max())
+        if self.key_documents is not None:
+            return self.keys
+        behind = self.keys - self.valid.int().argmax(1) - self.valid.sum(1)
+        return int(behind.where(self.valid.any(1), 0).max())
+
+    def since(self, first: int) -> View:
+        """Return the view of the same queries, with the keys from a place on only; made once."""
+
+        def make() -> View:
+            valid, documents = (None if one is None else one[:, first:] for one in (self.valid, self.key_documents))
+            if valid is not None and self.device.type == "cpu" and bool(valid.all()):
+                valid = None
+            return View(self.queries, self.keys - first, valid, documents, self.right_padded, self.device)
+
+        return self.once(("since", first), make)
 
     @functools.cached_property
     def bounds(self) -> tuple[Tensor, Tensor]:

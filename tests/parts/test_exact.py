@@ -76,6 +76,14 @@ def test_any_length(kernel: Kernel, name: str, length: int) -> None:
 
 
 @kernels
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("queries", [1, 2, 5])
+def test_few_queries_of_many_keys(kernel: Kernel, name: str, queries: int) -> None:
+    view = start_flow(torch.zeros(3, queries), None, None, GrowingCache(length=40 - queries)).view
+    assert_dense(kernel, RULES[name], view, draw(queries, 40))
+
+
+@kernels
 @pytest.mark.parametrize("layout", ["plain", "padded", "gaps", "packed", "cached"])
 @pytest.mark.parametrize("bias", BIASES)
 @pytest.mark.parametrize("name", ["everyone", "documents", "causal window", "dilated"])

@@ -159,12 +159,12 @@ class BlockSparsePart(KernelPart):
         q, k, v = qkv
         gather = Gather(plan.blocks, q.shape[1], k.shape[1], self.block)
         shared = q.shape[1] // gather.asking
-        q = filled(q, self.block).unflatten(2, (-1, self.block)).index_select(2, plan.narrow)
-        q = q.unflatten(1, (-1, shared)).permute(0, 3, 1, 2, 4, 5).flatten(3, 4)
+        q = torch.unflatten(filled(q, self.block), 2, (-1, self.block)).index_select(2, plan.narrow)
+        q = torch.unflatten(q, 1, (-1, shared)).permute(0, 3, 1, 2, 4, 5).flatten(3, 4)
         mask = self.mask(plan, context, shared, q)
         beside = (_beside(k, plan, gather), _beside(v, plan, gather))
         out = attend_gathered(q, (gather.source(k), gather.source(v)), beside, gather, mask, self.settings(q))
-        out = out.unflatten(3, (shared, self.block)).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
+        out = torch.unflatten(out, 3, (shared, self.block)).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
         return out if plan.empty is None else out.masked_fill(plan.empty, 0.0)
 
     def mask(self, plan: Plan, context: Context, shared: int, like: Tensor) -> Tensor | None:
@@ -178,7 +178,7 @@ class BlockSparsePart(KernelPart):
             found = context.bias.among(plan.queries, plan.keys).to(like.dtype)
             found = found if allowed is None else found.masked_fill(~allowed, -torch.inf)
         if shared > 1 and found.shape[1] > 1:
-            found = found.expand(*found.shape[:3], self.block, -1).unflatten(1, (-1, shared))
+            found = torch.unflatten(found.expand(*found.shape[:3], self.block, -1), 1, (-1, shared))
             return found.permute(0, 3, 1, 2, 4, 5).flatten(3, 4)
         found = found.transpose(1, 2)
         return found.repeat(1, 1, 1, shared, 1) if shared > 1 and found.shape[3] > 1 else found
@@ -201,7 +201,7 @@ class BlockSparsePart(KernelPart):
             q[:, :, rows], k, v, mask, dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
         )
         out = out if empty is None else out.masked_fill(empty, 0.0)
-        return out.unflatten(2, (-1, self.block))
+        return torch.unflatten(out, 2, (-1, self.block))
 
     def settings(self, q: Tensor) -> tuple[float, float]:
         """Return the scale of scores, and the dropout that is to be."""
