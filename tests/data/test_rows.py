@@ -58,7 +58,9 @@ class TestNextToken:
         firsts = set(data.starts.tolist())
         assert asked == [one for i, one in enumerate(data.flat.tolist()) if i not in firsts]
 
-    @pytest.mark.parametrize("attention", ["softmax", "window", "performer", "linear", "retention", "gmlp", "none"])
+    @pytest.mark.parametrize(
+        "attention", ["softmax", "tiled", "window", "local", "performer", "linear", "retention", "gmlp", "none"]
+    )
     def test_no_future_is_given_away(self, data: EncodedTexts, attention: str) -> None:
         """Other tokens from some place on change no loss before it."""
         made, batch = model(data, attention=attention), next(reader(data))

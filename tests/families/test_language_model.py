@@ -46,8 +46,11 @@ def test_it_is_gpt_in_our_sizes() -> None:
     [
         ("softmax", CAUSAL, parts.Softmax()),
         ("Soft-max", CAUSAL, parts.Softmax()),
-        ("window", CAUSAL & parts.Window(3), parts.Softmax()),
-        (parts.Window(5), CAUSAL & parts.Window(5), parts.Softmax()),
+        ("window", CAUSAL & parts.Window(3), parts.Sliding()),
+        (parts.Window(5), CAUSAL & parts.Window(5), parts.Sliding()),
+        ("tiled", CAUSAL, parts.Tiled()),
+        ("local", CAUSAL, parts.Local(parts.Chunks(3))),
+        ("aft", CAUSAL, parts.AttentionFree()),
         ("performer", CAUSAL, parts.Performer(8)),
         ({"type": "Performer", "features": 128}, CAUSAL, parts.Performer(8, 128)),
         ("linear", CAUSAL, parts.LinearAttention()),
@@ -76,6 +79,10 @@ def test_parts_in_attentions_place() -> None:
         one for _, one in walk(GMLP(40, 12, 16, 32, 2, "forwards").spec()) if type(one).__name__ == "SpatialGating"
     ]
     assert set(gated) == set(theirs)
+    (hashing, _) = [
+        one for _, one in walk(LanguageModel(**SIZES, attention="lsh").spec()) if isinstance(one, parts.Hashing)
+    ]
+    assert (hashing.see, hashing.chunks) == (CAUSAL, parts.Chunks(3))
     plain = LanguageModel(**SIZES, attention="none").spec()
     assert not attentions(LanguageModel(**SIZES, attention="none"))
     assert len(plain.decoder.blocks[0].steps) == 1  # type: ignore[union-attr, attr-defined]
