@@ -22,7 +22,7 @@ from polyformer.parts import TokenEmbedding
 from polyformer.parts.contract import Refuses, contract_of
 from polyformer.parts.flow import Flow, Pair, State
 from polyformer.parts.model import Memory, TransformerPart
-from polyformer.parts.rules import View
+from polyformer.parts.view import View
 from polyformer.spec import Record, walk
 
 BLOCK = 64

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from polyformer.errors import SpecError
-from polyformer.parts.rules import View
+from polyformer.parts.view import View
 
 if TYPE_CHECKING:
     from polyformer.parts.experts import Routing

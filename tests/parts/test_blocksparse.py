@@ -27,7 +27,7 @@ from polyformer.parts import (
 )
 from polyformer.parts.flow import start_flow
 from polyformer.parts.kernels.blocksparse import plan_of
-from polyformer.parts.rules import View
+from polyformer.parts.view import View
 from tests.parts.reference import Plain
 
 DRAWN = RandomBlocks(2, 1, 4, seed=3)

@@ -20,7 +20,8 @@ from polyformer.parts.kernels.kernel import Context, Kernel, KernelPart
 from polyformer.parts.kernels.softmax import Softmax, exact_on_cpu
 from polyformer.parts.part import Part
 from polyformer.parts.places import at
-from polyformer.parts.rules import Rule, View
+from polyformer.parts.rules import Rule
+from polyformer.parts.view import View
 
 FULL = 0.5
 """The share of all pairs of blocks from which on all pairs of rows are worked out at once."""
