@@ -13,7 +13,7 @@ from torch import Tensor
 
 from polyformer.errors import RunError, SpecError
 from polyformer.generate.search import evaluating, positions_of
-from polyformer.parts.flow import StaticCache
+from polyformer.parts.caches import cache_for
 from polyformer.parts.model import TransformerPart
 from polyformer.spec import Record
 
@@ -132,7 +132,7 @@ def stream(
     device = next(model.parameters()).device
     ids, mask = ids.to(device), mask.to(device)
     _refuse_unknown(model, ids)
-    cache = StaticCache(room=min(ids.shape[1] + FIRST_ROOM, ids.shape[1] + room))
+    cache = cache_for(model.spec, min(ids.shape[1] + FIRST_ROOM, ids.shape[1] + room))
     with evaluating(model):
         for step in range(room):
             if cache.length + ids.shape[1] > cache.room:

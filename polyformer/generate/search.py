@@ -12,7 +12,7 @@ from polyformer.errors import SpecError
 from polyformer.generate.beams import Beams
 from polyformer.generate.candidates import best_tokens
 from polyformer.generate.settings import Hypothesis, Search, SpecialTokens
-from polyformer.parts.flow import StaticCache
+from polyformer.parts.caches import cache_for
 from polyformer.parts.model import TransformerPart
 from polyformer.parts.positions import Position
 from polyformer.spec import Record, walk
@@ -76,7 +76,7 @@ def search(
                 raise SpecError(f"there is no token {token} in a vocabulary of {vocabulary:,}")
         beams = Beams(settings, tokens, _limits(model, input_ids, attention_mask, settings), memory.hidden)
         forbidden = torch.tensor(barred, device=input_ids.device)
-        cache = StaticCache(room=min(FIRST_ROOM, int(beams.limits.max())))
+        cache = cache_for(model.spec, min(FIRST_ROOM, int(beams.limits.max())))
         while len(beams.sentences):
             if cache.length == cache.room:
                 cache.enlarge(min(2 * cache.room, int(beams.limits.max())))

@@ -184,7 +184,7 @@ class AttentionPart(Projected):
         see = self.see if self.training else self.settled
         context = Context(see, flow.view, bias, flow.cache, flow.path + self.slot)
         k, v = self.kernel.recall((k, v), context)
-        return self.o(self.finish((q, k, v), context, flow), flow)
+        return self.o(self.finish((q, k, v), context.held(), flow), flow)
 
 
 class CrossAttentionPart(Projected):

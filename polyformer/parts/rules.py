@@ -14,20 +14,17 @@ import functools
 import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from polyformer.errors import SpecError
 from polyformer.parts.contract import Clause, Differs, Refuses, Term
-from polyformer.parts.places import as_scores, at, changes, places_in_documents
+from polyformer.parts.places import End, Mask, as_scores, at, document_bounds, pieces_of, places_in_documents
 from polyformer.spec import Record
 
 M = TypeVar("M")
-
-End = Literal["left", "right"]
-"""An end of the row."""
 
 
 class Rule(Record, abstract=True):
@@ -38,11 +35,7 @@ class Rule(Record, abstract=True):
         raise NotImplementedError
 
     def allowed(self, view: View) -> Tensor | None:
-        """Return a boolean [1 or B, S, K] of all queries and keys; None means everywhere.
-
-        Raises:
-            SpecError: heads see different keys.
-        """
+        """Return a boolean [1 or B, S, K] of all pairs; None means everywhere. Raises `SpecError` if heads differ."""
         found = view.everywhere(self)
         if found is not None and found.shape[1] > 1:
             raise SpecError(f"{self} means something else for each head, so it can't be one mask for all of them")
@@ -69,6 +62,15 @@ class Rule(Record, abstract=True):
     def settled(self) -> Rule:
         """Return the rule as it is when nothing is trained."""
         return self
+
+    def forgets(self, view: View) -> int | None:
+        """Return the first place that queries behind this batch's may look at; None where that is the first of all."""
+        return None
+
+    @property
+    def forgetful(self) -> bool:
+        """Whether queries look back no further than some number of tokens."""
+        return False
 
     def here(self, view: View) -> Rule:
         """Return the simplest rule that means the same in this batch."""
@@ -191,6 +193,13 @@ class Window(Rule):
         """How far the furthest key may be away."""
         return (self.width - 1) * self.step
 
+    def forgets(self, view: View) -> int | None:
+        return max(view.keys - self.span - view.loose, 0)
+
+    @property
+    def forgetful(self) -> bool:
+        return True
+
     def here(self, view: View) -> Rule:
         return Everyone() if self.step == 1 and view.keys <= self.width else self
 
@@ -268,6 +277,16 @@ class All(Joined):
     def settled(self) -> Rule:
         return functools.reduce(Rule.__and__, (rule.settled() for rule in self.rules))
 
+    def forgets(self, view: View) -> int | None:
+        if self.ends:
+            return None
+        each = [one for rule in self.rules if (one := rule.forgets(view)) is not None]
+        return max(each, default=None)
+
+    @property
+    def forgetful(self) -> bool:
+        return not self.ends and any(rule.forgetful for rule in self.rules)
+
     def here(self, view: View) -> Rule:
         return functools.reduce(Rule.__and__, (rule.here(view) for rule in self.rules))
 
@@ -316,22 +335,6 @@ class Either(Joined):
 
     def opens(self, view: View, queries: range, keys: range) -> bool:
         return any(rule.opens(view, queries, keys) for rule in self.rules)
-
-
-@dataclass
-class Mask:
-    """A rule lowered for one batch.
-
-    Attributes:
-        causal: the rule is the plain causal triangle, S == K, and nothing else.
-        allowed: boolean [1 or B, 1 or H, S, K], or None where everything is allowed (or `causal` says it all). Rows
-            with nothing to look at are opened to every key here, so that no softmax divides by zero.
-        empty: boolean [1 or B, 1 or H, S, 1], True for those rows, whose result is zeros; None if there are none.
-    """
-
-    causal: bool
-    allowed: Tensor | None
-    empty: Tensor | None
 
 
 @dataclass
@@ -384,34 +387,39 @@ class View:
         Raises:
             SpecError: a document that doesn't stand in one piece, which nothing but a mask of all pairs could tell.
         """
-        documents = self.key_documents
-        if documents is None:
-            return None
-        if self.valid is not None:  # padding may have any number
-            places = torch.arange(self.keys, device=self.device)
-            first = self.valid.int().argmax(1, keepdim=True)
-            documents = documents.gather(1, torch.where(self.valid, places, first).cummax(1).values)
-        numbers = changes(documents).cumsum(1)
-        if bool((numbers[:, -1:] != changes(documents.sort(1).values).sum(1, keepdim=True)).any()):
-            raise SpecError("each packed document must stand in one piece here; rows of another one part one of them")
-        return numbers
+        return None if self.key_documents is None else pieces_of(self.key_documents, self.valid)
 
     @functools.cached_property
     def slack(self) -> int:
         """How much further apart two tokens may stand in the row than in their document, by padding between them."""
-        if not self.gaps or self.valid is None:
+        return self.loose if self.gaps else 0
+
+    @functools.cached_property
+    def loose(self) -> int:
+        """The same for tokens that are to come behind this batch's, so that padding on the right counts too."""
+        if self.valid is None:
             return 0
-        return self.keys if self.key_documents is not None else int((~self.valid).sum(1).max())
+        if self.key_documents is not None:
+            return self.keys
+        behind = self.keys - self.valid.int().argmax(1) - self.valid.sum(1)
+        return int(behind.where(self.valid.any(1), 0).max())
+
+    def since(self, first: int) -> View:
+        """Return the view of the same queries, with the keys from a place on only; made once."""
+
+        def make() -> View:
+            valid, documents = (None if one is None else one[:, first:] for one in (self.valid, self.key_documents))
+            if valid is not None and self.device.type == "cpu" and bool(valid.all()):
+                valid = None
+            return View(self.queries, self.keys - first, valid, documents, self.right_padded, self.device)
+
+        return self.once(("since", first), make)
 
     @functools.cached_property
     def bounds(self) -> tuple[Tensor, Tensor]:
         """The first and the last place of each place's document: two of integers [B, K]."""
         assert self.key_documents is not None
-        _, numbers = torch.unique(self.key_documents, return_inverse=True)
-        places = torch.arange(self.keys, device=self.device).expand_as(numbers)
-        none = torch.zeros(len(numbers), int(numbers.max()) + 1, dtype=places.dtype, device=self.device)
-        first, last = (none.scatter_reduce(1, numbers, places, to, include_self=False) for to in ("amin", "amax"))
-        return first.gather(1, numbers), last.gather(1, numbers)
+        return document_bounds(self.key_documents)
 
     def pairs(self, queries: range, keys: range) -> tuple[Tensor, Tensor]:
         """Return the places of a run of queries, [1, 1, s, 1], and of a run of keys, [1, 1, 1, k]."""

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import polyformer.parts.kernels.tiled
 from polyformer.errors import SpecError
-from polyformer.parts import Causal, Context, Kernel, Rule, SameDocument, Sliding, Softmax, Tiled, Window
+from polyformer.parts import Alibi, Causal, Context, Kernel, Rule, SameDocument, Shaw, Sliding, Softmax, Tiled, Window
 from polyformer.parts.flow import Flow, GrowingCache, start_flow
 from polyformer.parts.rules import Everyone, View
 from tests.parts.test_places import BIASES, HEADS, E, rules, views
@@ -73,6 +74,14 @@ def test_any_rule_and_any_padding(kernel: Kernel, rule: Rule, view: View, shared
 def test_any_length(kernel: Kernel, name: str, length: int) -> None:
     """Shorter than a window or a block, and not a multiple of either."""
     assert_dense(kernel, RULES[name], start_flow(torch.zeros(3, length)).view, draw(length, length))
+
+
+@kernels
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("queries", [1, 2, 5])
+def test_few_queries_of_many_keys(kernel: Kernel, name: str, queries: int) -> None:
+    view = start_flow(torch.zeros(3, queries), None, None, GrowingCache(length=40 - queries)).view
+    assert_dense(kernel, RULES[name], view, draw(queries, 40))
 
 
 @kernels
@@ -194,6 +203,17 @@ class TestDropout:
         slopes = torch.autograd.grad(along(0.0), qkv)
         slope = sum((one * line).sum() for one, line in zip(slopes, lines, strict=True))
         torch.testing.assert_close(slope, (along(1e-6) - along(-1e-6)) / 2e-6, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("room", [1, 4 * 6, 10**6], ids=["heads", "rows", "all"])
+@pytest.mark.parametrize("groups", [4, 2, 1])
+@pytest.mark.parametrize("layout", ["plain", "padded", "packed"])
+def test_heads_that_take_turns(monkeypatch: pytest.MonkeyPatch, room: int, groups: int, layout: str) -> None:
+    monkeypatch.setattr(polyformer.parts.kernels.tiled, "ROOM", room)
+    flow, qkv = laid_out(layout), draw(13, 13, 4, groups)
+    part = cast(Any, Shaw(E, 3).build(dtype=torch.float64))
+    for bias in (None, part.bias(qkv[0], flow), Alibi(4).build().bias(qkv[0], flow)):  # type: ignore[operator]
+        assert_dense(Tiled(3, 8), Causal() & SameDocument(), flow.view, qkv, bias)
 
 
 @pytest.mark.parametrize("fields", [{"keys": 0}, {"rows": 0}])

@@ -137,7 +137,7 @@ class SlidingPart(SoftmaxPart):
             return super().attend(qkv, context)
         with exact_on_cpu(q) as widen:
             q, k, v = widen(q), widen(k), widen(v)
-            if len(found) == 1:
+            if found[0].step == 1:
                 out = self._slide((q, k, v), context, found[0])
             else:
                 out, past = torch.zeros_like(q), k.shape[2] - q.shape[2]
