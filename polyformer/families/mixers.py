@@ -38,7 +38,7 @@ def _gate(sizes: Sizes, see: parts.Rule) -> Spec:
 
 
 def _chunks(sizes: Sizes, name: str) -> parts.Chunks:
-    """Return chunks of 64 rows, or of a quarter of the longest sequence if that is less; each sees the one before."""
+    """Return chunks of 64 rows, or of a quarter of a shorter longest text, each of which looks at the one before."""
     return parts.Chunks(max(1, min(64, sizes.longest(name) // 4)))
 
 

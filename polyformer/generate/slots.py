@@ -22,7 +22,7 @@ from polyformer.parts import TokenEmbedding
 from polyformer.parts.contract import Refuses, contract_of
 from polyformer.parts.flow import Flow, Pair, State
 from polyformer.parts.model import Memory, TransformerPart
-from polyformer.parts.rules import View
+from polyformer.parts.view import View
 from polyformer.spec import Record, walk
 
 BLOCK = 64
@@ -42,8 +42,11 @@ class SlotCache:
         self._own: dict[str, Pair] = {}
         self._memory: dict[str, Pair] = {}
 
-    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor) -> Pair:
-        """Hold new keys and values behind the first `length` and return all, each [1, G, K, E]."""
+    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor, since: int | None = None) -> Pair:
+        """Hold new keys and values behind the first `length` and return all, each [1, G, K, E].
+
+        Nothing is forgotten, whatever later tokens look at (`since`): a sequence can be cut back to any length.
+        """
         end = self.length + key_BGSE.shape[2]
         held = self._own.get(slot)
         if held is None or held[0].shape[2] < end:
@@ -54,6 +57,10 @@ class SlotCache:
         keys[:, :, self.length : end] = key_BGSE
         values[:, :, self.length : end] = value_BGSE
         return keys[:, :, :end], values[:, :, :end]
+
+    def forgotten(self, slot: str) -> int:
+        """Return how many tokens lack."""
+        return 0
 
     def _enlarged(self, held: Tensor | None, like: Tensor, length: int) -> Tensor:
         batch, groups, _, width = like.shape

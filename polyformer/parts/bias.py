@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from polyformer.parts.places import as_scores
-from polyformer.parts.rules import View
+from polyformer.parts.view import View
 
 
 @dataclass

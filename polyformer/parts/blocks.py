@@ -18,7 +18,8 @@ from polyformer.parts.places import as_scores, at
 from polyformer.parts.rules import All, Everyone, Joined, Nobody, Rule
 
 if TYPE_CHECKING:
-    from polyformer.parts.rules import End, View
+    from polyformer.parts.rules import End
+    from polyformer.parts.view import View
 
 OLD_LENGTHS = (1024, 3072, 4096)
 """The lengths that BigBird was trained on, for which random blocks are drawn in another way."""

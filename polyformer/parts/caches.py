@@ -59,10 +59,10 @@ class _Strip:
 class SlidingCache(StaticCache):
     """A cache in which attentions to a window hold the last tokens only, so that their bytes don't grow with the text.
 
-    Others, as those between the windows of Gemma 2, hold all, in `room` as in a `StaticCache`. What a window's attention
-    gets are the last keys, and `forgotten` says how many before them are gone. They stand in the order of the text in
-    a buffer an eighth longer than the window, and move to its front when it is full: a ring, which needs no such room,
-    would hand them out in another order at every token, and each mask and bias with them.
+    Others, as those between the windows of Gemma 2, hold all, in `room` as in a `StaticCache`. What a window's
+    attention gets are the last keys, and `forgotten` says how many before them are gone. They stand in the order of the
+    text in a buffer an eighth longer than the window, and move to its front when it is full: a ring, which needs no
+    such room, would hand them out in another order at every token, and each mask and bias with them.
     """
 
     _strips: dict[str, _Strip] = field(default_factory=dict)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from polyformer.errors import SpecError
-from polyformer.parts.rules import View
+from polyformer.parts.view import View
 
 if TYPE_CHECKING:
     from polyformer.parts.experts import Routing
@@ -188,7 +188,7 @@ class StaticCache(GrowingCache):
 class Separate(GrowingCache):
     """Stands where each sequence of a pass has a cache of its own (`Flow.apart` finds it); it holds nothing itself."""
 
-    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor) -> Pair:
+    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor, since: int | None = None) -> Pair:
         raise SpecError(f"{slot} can't run several sequences behind each other: it would mix their keys")
 
     def memory(self, slot: str, make: Callable[[], Pair]) -> Pair:

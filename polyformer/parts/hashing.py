@@ -24,7 +24,7 @@ from polyformer.spec import Record, Spec
 
 if TYPE_CHECKING:
     from polyformer.parts.flow import Flow
-    from polyformer.parts.rules import View
+    from polyformer.parts.view import View
 
 ITSELF = -1e5
 """The score of a row with itself, which counts only where there is nothing else."""

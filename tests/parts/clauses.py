@@ -23,7 +23,7 @@ from polyformer.parts.flow import Cache, Flow, GrowingCache, StaticCache, start_
 from polyformer.parts.inputs import Given, InputPart
 from polyformer.parts.model import TransformerPart
 from polyformer.parts.part import Part
-from polyformer.parts.rules import View
+from polyformer.parts.view import View
 from tests.parts.subjects import Subject
 from tests.spec.trees import WIDTH
 

@@ -26,7 +26,8 @@ from polyformer.parts import (
 )
 from polyformer.parts.blocks import draw, needed, scattered
 from polyformer.parts.flow import start_flow
-from polyformer.parts.rules import All, View
+from polyformer.parts.rules import All
+from polyformer.parts.view import View
 
 LENGTH, MARKED = 23, (2, 3, 11)
 DRAWN = RandomBlocks(2, 1, 4, seed=3)

@@ -13,7 +13,8 @@ from torch import Tensor
 from polyformer.errors import SpecError
 from polyformer.parts import Causal, Context, Kernel, Rule, SameDocument, Sliding, Softmax, Tiled, Window
 from polyformer.parts.flow import Flow, GrowingCache, start_flow
-from polyformer.parts.rules import Everyone, View
+from polyformer.parts.rules import Everyone
+from polyformer.parts.view import View
 from tests.parts.test_places import BIASES, HEADS, E, rules, views
 
 KERNELS: dict[str, Kernel] = {

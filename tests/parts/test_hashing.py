@@ -26,7 +26,7 @@ from polyformer.parts import (
 )
 from polyformer.parts.flow import GrowingCache, start_flow
 from polyformer.parts.hashing import HashingPart
-from polyformer.parts.rules import View
+from polyformer.parts.view import View
 from tests.spec.trees import WIDTH, hashing
 
 HEADS = Heads(2, 2, 4)

@@ -20,7 +20,8 @@ from polyformer.parts.kernels.kernel import Context, Kernel, KernelPart
 from polyformer.parts.kernels.softmax import Softmax, exact_on_cpu
 from polyformer.parts.part import Part
 from polyformer.parts.places import at
-from polyformer.parts.rules import Rule, View
+from polyformer.parts.rules import Rule
+from polyformer.parts.view import View
 
 FULL = 0.5
 """The share of all pairs of blocks from which on all pairs of rows are worked out at once."""
@@ -161,7 +162,11 @@ class BlockSparsePart(KernelPart):
         shared = q.shape[1] // gather.asking
         q = torch.unflatten(filled(q, self.block), 2, (-1, self.block)).index_select(2, plan.narrow)
         q = torch.unflatten(q, 1, (-1, shared)).permute(0, 3, 1, 2, 4, 5).flatten(3, 4)
-        mask = self.mask(plan, context, shared, q)
+        if context.bias is None:
+            key = ("mask of a plan", context.rule, self.block, shared, q.dtype)
+            mask = context.view.once(key, lambda: self.mask(plan, context, shared, q))
+        else:
+            mask = self.mask(plan, context, shared, q)
         beside = (_beside(k, plan, gather), _beside(v, plan, gather))
         out = attend_gathered(q, (gather.source(k), gather.source(v)), beside, gather, mask, self.settings(q))
         out = torch.unflatten(out, 3, (shared, self.block)).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
@@ -175,7 +180,9 @@ class BlockSparsePart(KernelPart):
                 return None
             found = torch.zeros(allowed.shape, dtype=like.dtype, device=like.device).masked_fill_(~allowed, -torch.inf)
         else:
-            found = context.bias.among(plan.queries, plan.keys).to(like.dtype)
+            alike = context.bias.grain > 1 and context.bias.grain % self.block == 0
+            queries = plan.queries[..., :1, :] if alike else plan.queries
+            found = context.bias.among(queries, plan.keys).to(like.dtype)
             found = found if allowed is None else found.masked_fill(~allowed, -torch.inf)
         if shared > 1 and found.shape[1] > 1:
             found = torch.unflatten(found.expand(*found.shape[:3], self.block, -1), 1, (-1, shared))

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from polyformer.parts.rules import Rule, View
+from polyformer.parts.rules import Rule
+from polyformer.parts.view import View
 from polyformer.spec import Record
 
 NOBODY = -1

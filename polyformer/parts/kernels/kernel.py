@@ -12,7 +12,8 @@ from torch import Tensor
 from polyformer.errors import SpecError
 from polyformer.parts.bias import Bias
 from polyformer.parts.part import Part
-from polyformer.parts.rules import All, Rule, View
+from polyformer.parts.rules import All, Rule
+from polyformer.parts.view import View
 from polyformer.spec import Spec
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from polyformer.parts.kernels.kernel import Context, Kernel, rules_of
 from polyformer.parts.kernels.softmax import SoftmaxPart, exact_on_cpu
 from polyformer.parts.part import Part
-from polyformer.parts.rules import Causal, Rule, View, Window
+from polyformer.parts.rules import Causal, Rule, Window
+from polyformer.parts.view import View
 
 
 class Sliding(Kernel):
