@@ -43,7 +43,7 @@ WORDS = {"one": "eins", "two": "zwei", "three": "drei", "file": "Datei", "save":
 PAIRS = [Pair(f"{a} {b}", f"{WORDS[a]} {WORDS[b]}", "en", "de") for a in WORDS for b in WORDS]
 VERBS = [
     *("train", "translate", "evaluate", "explain", "inspect", "recipe", "schema", "compare"),
-    *("generate", "embed", "fill", "classify", "convert", "drift"),
+    *("generate", "chat", "embed", "fill", "classify", "convert", "drift"),
 ]
 
 runner = CliRunner()
