@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from polyformer.errors import DataError, PolyformerError, RunError, SpecError, WeightsError
     from polyformer.loaded import Loaded, load, save
     from polyformer.spec import Record, Spec, rewrite, walk
-    from polyformer.swap import transplant
+    from polyformer.swap.transplant import transplant
 
 __version__ = "0.1.0"
 

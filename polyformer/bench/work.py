@@ -13,7 +13,7 @@ from polyformer.errors import SpecError
 from polyformer.parts import Attention, Context, Flow, Heads, Idle, Kernel, Linear, Part
 from polyformer.parts.flow import start_flow
 from polyformer.parts.kernels.kernel import KernelPart
-from polyformer.parts.rules import View
+from polyformer.parts.view import View
 from polyformer.spec import Record, Spec, rewrite
 
 Level = Literal["kernel", "whole"]

@@ -103,8 +103,8 @@ class BigBird(Bert):
             return words.beside(order if self.head == "pretraining" else pooled)
         if self.head == "sequence":
             names = ("classifier.dense", "classifier.out_proj")
-            act, widths = activation(self.hidden_act), (width, len(self.labels))
-            return encoders.sequence_scores(widths, act, (dropout, dropout), names).beside(pooled)
+            act = activation(self.hidden_act)
+            return encoders.sequence_scores((width, len(self.labels)), act, (dropout,) * 2, names).beside(pooled)
         return self.answer_by_row().beside(pooled)
 
     def span(self) -> Answer:

@@ -16,13 +16,14 @@ from polyformer.spec import Record, Spec
 class LanguageModel(Record):
     """The sizes and choices of a language model.
 
-    Rows meet by `attention`: "softmax", "window", "performer", "linformer", "linear", "retention", "gmlp", "none", any
-    other kernel by its name, or any of these written out, `{type = "Performer", features = 128}`. Sizes that a table
-    leaves open are filled in: the width of a head, the longest sequence. "window" sees a quarter of `length`; another
-    width is `{type = "Window", width = 64}`.
+    Rows meet by `attention`: "softmax", "tiled", "window", "local", "performer", "linformer", "linear", "retention",
+    "lsh", "gmlp", "none", any other kernel by its name, or any of these written out,
+    `{type = "Performer", features = 128}`. Sizes that a table leaves open are filled in: the width of a head, the
+    longest sequence. "window" sees a quarter of `length`; another width is `{type = "Window", width = 64}`.
 
-    "rotary" and "alibi" positions stand in attention, "learned" and "sinusoidal" ones are added to the tokens; what
-    stands in attention's place has its own.
+    "rotary" and "alibi" positions stand in attention, "learned" and "sinusoidal" ones are added to the tokens. Of what
+    stands in attention's place, retention and gMLP's gate have their own; "lsh" knows order by its rule alone, and
+    wants positions that are added.
 
     `vocabulary`, `length` (the longest sequence) and `reads` may be left out where a recipe will tell them; `spec`
     needs the vocabulary.

@@ -37,6 +37,20 @@ def _gate(sizes: Sizes, see: parts.Rule) -> Spec:
     return parts.Chain(steps)
 
 
+def _chunks(sizes: Sizes, name: str) -> parts.Chunks:
+    """Return chunks of 64 rows, or of a quarter of a shorter longest text, each of which looks at the one before."""
+    return parts.Chunks(max(1, min(64, sizes.longest(name) // 4)))
+
+
+def _hashing(sizes: Sizes, see: parts.Rule) -> Spec:
+    heads = parts.Heads.of_width(sizes.width, sizes.heads)
+    return parts.Hashing.of_width(sizes.width, heads, _chunks(sizes, "lsh"), see)
+
+
+def _local(sizes: Sizes, see: parts.Rule) -> Spec:
+    return attention(parts.Local(_chunks(sizes, "local")), sizes, see)
+
+
 def _window(sizes: Sizes, see: parts.Rule) -> Spec:
     return attention(parts.Window(max(1, sizes.longest("window") // 4)), sizes, see)
 
@@ -46,17 +60,25 @@ NAMED: Mapping[str, Callable[[Sizes, parts.Rule], Spec | None]] = {
     "window": _window,
     "retention": lambda sizes, see: parts.Retention.of_width(sizes.width, sizes.heads, see, sizes.width),
     "gmlp": _gate,
+    "lsh": _hashing,
+    "local": _local,
 }
 """What is no kernel, and what it is in a model of some sizes under a rule.
 
 Retention has as many values as the model is wide, so that it is not much larger than attention.
 """
 
-NICKNAMES: Mapping[str, str] = {"linear": "linearattention", "retnet": "retention"}
+NICKNAMES: Mapping[str, str] = {
+    "linear": "linearattention",
+    "retnet": "retention",
+    "reformer": "lsh",
+    "hashing": "lsh",
+    "aft": "attentionfree",
+}
 """Other names of the same."""
 
-WINDOWED: parts.Kernel = parts.Softmax()
-"""The kernel under a rule that is named in place of one."""
+WINDOWED: parts.Kernel = parts.Sliding()
+"""The kernel under a window that is named in place of one."""
 
 
 def mixer(choice: Choice, sizes: Sizes, see: parts.Rule) -> Spec | None:
@@ -84,7 +106,8 @@ def attention(choice: parts.Rule | parts.Kernel, sizes: Sizes, see: parts.Rule) 
     heads = parts.Heads.of_width(sizes.width, sizes.heads)
     plain = parts.Attention.of_width(sizes.width, sizes.heads, parts.Everyone())
     if isinstance(choice, parts.Rule):
-        return plain.replace(see=see & choice, kernel=WINDOWED)
+        kernel = WINDOWED if isinstance(choice, parts.Window) else parts.Softmax()
+        return plain.replace(see=see & choice, kernel=kernel)
     return plain.replace(see=see, kernel=choice.fitted(heads.width, sizes.length))
 
 

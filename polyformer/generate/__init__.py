@@ -36,7 +36,7 @@ from polyformer.generate.settings import (
     SpecialTokens,
     Stopping,
 )
-from polyformer.generate.slots import TorchRunner
+from polyformer.generate.slots import TorchRunner, runner_of
 from polyformer.generate.speculative import Draft, Guesser, Guesses, PromptLookup, Speculation, early_exit
 from polyformer.generate.texts import Decoder, TextStream
 from polyformer.generate.translate import Translation, translate
@@ -90,6 +90,7 @@ __all__ = [
     "Typical",
     "continue_texts",
     "early_exit",
+    "runner_of",
     "sampling_of",
     "search",
     "translate",

@@ -8,7 +8,7 @@ from polyformer.errors import SpecError
 from polyformer.generate.engine import Capacity, Engine
 from polyformer.generate.requests import Answer, Request
 from polyformer.generate.sampling import Sampling
-from polyformer.generate.slots import TorchRunner
+from polyformer.generate.slots import runner_of
 from polyformer.parts.model import TransformerPart
 
 TOGETHER = 16
@@ -35,7 +35,7 @@ def continue_texts(
     """
     if not prompts:
         raise SpecError("each prompt must have at least one token")
-    engine = Engine(TorchRunner(model, min(TOGETHER, len(prompts))), Capacity(waiting=len(prompts)))
+    engine = Engine(runner_of(model, min(TOGETHER, len(prompts))), Capacity(waiting=len(prompts)))
     given: Sequence[Sequence[int] | None] = sources or [None] * len(prompts)
     handles = [
         engine.submit(Request(prompt, settings.replace(seed=settings.seed + i), ends, source))

@@ -14,7 +14,7 @@ from polyformer.generate.beams import Beams
 from polyformer.generate.candidates import best_after, best_tokens
 from polyformer.generate.processors import Written, in_order, refuse_unknown
 from polyformer.generate.settings import Hypothesis, Search, SpecialTokens
-from polyformer.parts.flow import StaticCache
+from polyformer.parts.caches import cache_for
 from polyformer.parts.model import Memory, TransformerPart
 from polyformer.parts.positions import Position
 from polyformer.spec import Record, walk
@@ -102,7 +102,7 @@ class Group:
         self.model, self.memory = model, memory
         self.chain, self.tokens = in_order(settings.processors), tokens
         self.beams = Beams(settings, tokens, limits, memory.hidden)
-        self.cache = StaticCache(room=min(FIRST_ROOM, max(limits)))
+        self.cache = cache_for(model.spec, min(FIRST_ROOM, max(limits)))
         self.longest = max(limits)
 
     @property

@@ -19,9 +19,10 @@ from polyformer.errors import SpecError
 from polyformer.generate.runner import Rows
 from polyformer.generate.search import evaluating, positions_of
 from polyformer.parts import TokenEmbedding
+from polyformer.parts.contract import Refuses, contract_of
 from polyformer.parts.flow import Flow, Pair, State
 from polyformer.parts.model import Memory, TransformerPart
-from polyformer.parts.rules import View
+from polyformer.parts.view import View
 from polyformer.spec import Record, walk
 
 BLOCK = 64
@@ -41,8 +42,11 @@ class SlotCache:
         self._own: dict[str, Pair] = {}
         self._memory: dict[str, Pair] = {}
 
-    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor) -> Pair:
-        """Hold new keys and values behind the first `length` and return all, each [1, G, K, E]."""
+    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor, since: int | None = None) -> Pair:
+        """Hold new keys and values behind the first `length` and return all, each [1, G, K, E].
+
+        Nothing is forgotten, whatever later tokens look at (`since`): a sequence can be cut back to any length.
+        """
         end = self.length + key_BGSE.shape[2]
         held = self._own.get(slot)
         if held is None or held[0].shape[2] < end:
@@ -53,6 +57,10 @@ class SlotCache:
         keys[:, :, self.length : end] = key_BGSE
         values[:, :, self.length : end] = value_BGSE
         return keys[:, :, :end], values[:, :, :end]
+
+    def forgotten(self, slot: str) -> int:
+        """Return how many tokens lack."""
+        return 0
 
     def _enlarged(self, held: Tensor | None, like: Tensor, length: int) -> Tensor:
         batch, groups, _, width = like.shape
@@ -159,10 +167,9 @@ class TorchRunner:
 
     def _run(self, rows: Rows, counts: Sequence[int], caches: Sequence[SlotCache], wanted: Sequence[int]) -> Tensor:
         model, device = self.model, self.device
-        target, decoder, head = model.target, model.decoder, model.head
+        target, decoder = model.target, model.decoder
         assert target is not None
         assert decoder is not None
-        assert head is not None
         ids = torch.tensor([rows.ids], device=device)
         flows, start = [], 0
         for cache, count in zip(caches, counts, strict=True):
@@ -177,8 +184,13 @@ class TorchRunner:
             start += count
         flow = flows[0] if len(flows) == 1 else Flow.joined(flows)
         flow.path = "decoder."
-        hidden = decoder(target(ids, flow), flow)[0]
-        kept = hidden if len(wanted) == len(hidden) else hidden[torch.tensor(wanted, device=device, dtype=torch.long)]
+        return self._scores(decoder(target(ids, flow), flow)[0], wanted)
+
+    def _scores(self, hidden: Tensor, wanted: Sequence[int]) -> Tensor:
+        """Return the scores [W, V] of those wanted of rows [R, D]."""
+        head = self.model.head
+        assert head is not None
+        kept = hidden if len(wanted) == len(hidden) else hidden[torch.tensor(wanted, device=self.device).long()]
         scores = head(kept, None)
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
@@ -237,6 +249,30 @@ class TorchRunner:
     def bytes(self) -> int:
         """How much memory all slots take now."""
         return sum(cache.bytes for cache in self._caches)
+
+
+class RereadingRunner(TorchRunner):
+    """Runs what can't go on from a cache (Reformer's hashing, say): each step reads a slot's whole text again.
+
+    A slot holds ids in place of keys. What that costs grows with the square of a text's length; but any model with a
+    decoder can write.
+    """
+
+    def _run(self, rows: Rows, counts: Sequence[int], caches: Sequence[SlotCache], wanted: Sequence[int]) -> Tensor:
+        hidden, start = [], 0
+        for cache, count in zip(caches, counts, strict=True):
+            new = torch.tensor(rows.ids[start : start + count], device=self.device).view(1, 1, -1, 1)
+            ids, _ = cache.extend("ids", new, new)
+            hidden.append(self.model.decode(ids.flatten()[None], None, cache.source)[0, -count:])
+            start += count
+        return self._scores(torch.cat(hidden), wanted)
+
+
+def runner_of(model: TransformerPart, slots: int = 16, positions: int | None = None) -> TorchRunner:
+    """Return what runs a model: with caches where its parts can go on from them. Arguments are as for `TorchRunner`."""
+    clash = contract_of(model.spec).get("cached")
+    rereads = model.decoder is not None and clash is not None and isinstance(clash.term, Refuses)
+    return (RereadingRunner if rereads else TorchRunner)(model, slots, positions)
 
 
 def _vocabulary(embed: Record | None) -> int | None:

@@ -47,12 +47,12 @@ def runner_for(loaded: Loaded, slots: int, runtime: str) -> Runner:
     """Return what runs the model: in PyTorch, or natively, where a GGUF file's blocks are taken as they are stored."""
     import torch
 
-    from polyformer.generate import TorchRunner
+    from polyformer.generate import runner_of
     from polyformer.generate.search import positions_of
 
     context = context_of(loaded)
     if runtime == "torch":
-        return TorchRunner(loaded.model, slots, context)
+        return runner_of(loaded.model, slots, context)
     if runtime != "native":
         raise SpecError(f"models run in torch or native, not '{runtime}'")
     from polyformer.native.machine import Machine

@@ -110,6 +110,8 @@ class CrossAttention(Spec):
     def check(self) -> None:
         _check_sizes(self)
         _check_kernel(self, Everyone())
+        why = self.kernel.unable_across()
+        self.require(not why, f"{type(self.kernel).__name__} can't look at an encoder's output: {why}")
 
     @classmethod
     def of_width(cls, width: int, heads: int, bias: bool = True) -> CrossAttention:
@@ -188,7 +190,7 @@ class AttentionPart(Projected):
         see = self.see if self.training else self.settled
         context = Context(see, flow.view, bias, flow.cache, flow.path + self.slot)
         k, v = self.kernel.recall((k, v), context)
-        return self.finish((q, k, v), context, flow)
+        return self.finish((q, k, v), context.held(), flow)
 
 
 class CrossAttentionPart(Projected):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from polyformer.parts.places import as_scores
-from polyformer.parts.rules import View
+from polyformer.parts.view import View
 
 
 @dataclass
@@ -50,6 +50,11 @@ class Bias:
         if self._whole is None:
             self._whole = self.block(range(self.view.keys - self.view.queries, self.view.keys), range(self.view.keys))
         return self._whole
+
+    def since(self, first: int) -> Bias:
+        """Return the same bias for the view of the keys from a place on (`View.since`); made once."""
+        view = self.view
+        return view.once(("bias since", first, id(self)), lambda: Later(view.since(first), self.sources, self, first))
 
     def remade(self, sources: tuple[Tensor, ...]) -> Self:
         """Return the same bias made of other sources."""
@@ -118,6 +123,24 @@ class ByProduct(Bias):
         between = vectors[:, least : greatest + 1].mT
         scores = rows @ between.view(1, len(between), *[1] * (rows.ndim - 4), *between.shape[1:])
         return picked(scores, index - least)
+
+
+@dataclass
+class Later(Bias):
+    """Another bias for the keys from a place on only, whose view counts places from there."""
+
+    inner: Bias
+    first: int
+
+    def among(self, queries: Tensor, keys: Tensor) -> Tensor:
+        return self.inner.among(queries + self.first, keys + self.first)
+
+    def block(self, queries: range, keys: range) -> Tensor:
+        asking, asked = (range(one.start + self.first, one.stop + self.first) for one in (queries, keys))
+        return self.inner.block(asking, asked)
+
+    def remade(self, sources: tuple[Tensor, ...]) -> Self:
+        return dataclasses.replace(self, sources=sources, inner=self.inner.remade(sources))
 
 
 def by_head(table_HN: Tensor, index: Tensor) -> Tensor:

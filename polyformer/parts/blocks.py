@@ -18,7 +18,8 @@ from polyformer.parts.places import as_scores, at
 from polyformer.parts.rules import All, Everyone, Joined, Nobody, Rule
 
 if TYPE_CHECKING:
-    from polyformer.parts.rules import End, View
+    from polyformer.parts.rules import End
+    from polyformer.parts.view import View
 
 OLD_LENGTHS = (1024, 3072, 4096)
 """The lengths that BigBird was trained on, for which random blocks are drawn in another way."""
@@ -256,8 +257,8 @@ def draw(rule: RandomBlocks, blocks: int) -> np.ndarray[tuple[int, int, int], np
     for i in range(1, blocks - 1):
         near = {i - 1, i, i + 1, 0, among - 1, {1: among - 2, among - 2: 1}.get(i, i)}
         for head in range(rule.heads):
-            drawn = [one for one in chance.permutation(np.arange(among)) if one not in near][: rule.count]
-            found[head, i, : len(drawn)] = drawn
+            free = [one for one in chance.permutation(np.arange(among)) if one not in near][: rule.count]
+            found[head, i, : len(free)] = free
     return found
 
 

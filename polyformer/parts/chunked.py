@@ -12,7 +12,7 @@ from polyformer.errors import SpecError
 from polyformer.parts.contract import Within, contract_of
 from polyformer.parts.flow import Flow
 from polyformer.parts.part import Part, Slotted
-from polyformer.parts.rules import View
+from polyformer.parts.view import View
 from polyformer.spec import Spec
 
 

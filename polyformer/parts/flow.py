@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from polyformer.errors import SpecError
-from polyformer.parts.rules import View
+from polyformer.parts.view import View
 
 if TYPE_CHECKING:
     from polyformer.parts.experts import Routing
@@ -35,8 +35,15 @@ class Cache(Protocol):
     length: int
     states: dict[str, State]
 
-    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor) -> Pair:
-        """Hold the new keys and values behind the earlier ones and return all, each [B, G, K, E]."""
+    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor, since: int | None = None) -> Pair:
+        """Hold the new keys and values behind the earlier ones and return all, each [B, G, K, E].
+
+        With `since`, later tokens look at none before that place: a cache may forget them, and return the others only
+        next time.
+        """
+
+    def forgotten(self, slot: str) -> int:
+        """Return how many tokens, the first of the text, lack in what `extend` returned last for a slot."""
 
     def memory(self, slot: str, make: Callable[[], Pair]) -> Pair:
         """Return the keys and values of the encoder's output, made once by `make` and then held."""
@@ -61,12 +68,15 @@ class GrowingCache:
     _own: dict[str, Pair] = field(default_factory=dict)
     _memory: dict[str, Pair] = field(default_factory=dict)
 
-    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor) -> Pair:
+    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor, since: int | None = None) -> Pair:
         if slot in self._own:
             key, value = self._own[slot]
             key_BGSE, value_BGSE = torch.cat((key, key_BGSE), 2), torch.cat((value, value_BGSE), 2)
         self._own[slot] = (key_BGSE, value_BGSE)
         return key_BGSE, value_BGSE
+
+    def forgotten(self, slot: str) -> int:
+        return 0
 
     def memory(self, slot: str, make: Callable[[], Pair]) -> Pair:
         if slot not in self._memory:
@@ -89,7 +99,7 @@ class GrowingCache:
         return sum(t.nbytes for tensors in held for t in tensors)
 
 
-class _Buffer:
+class Buffer:
     """What a slot holds of one kind (keys or values), laid out [room, B, G, E].
 
     In that order all that is held so far is one piece of memory, so that reordering the batch is one copy into
@@ -141,15 +151,15 @@ class StaticCache(GrowingCache):
     """
 
     room: int = 0
-    _buffers: dict[str, tuple[_Buffer, _Buffer]] = field(default_factory=dict)
+    _buffers: dict[str, tuple[Buffer, Buffer]] = field(default_factory=dict)
     _spare: Tensor | None = None
 
-    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor) -> Pair:
+    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor, since: int | None = None) -> Pair:
         end = self.length + key_BGSE.shape[2]
         if end > self.room:
             raise SpecError(f"the cache has room for {self.room} tokens, not {end}")
         if slot not in self._buffers:
-            self._buffers[slot] = (_Buffer(key_BGSE, self.room), _Buffer(value_BGSE, self.room))
+            self._buffers[slot] = (Buffer(key_BGSE, self.room), Buffer(value_BGSE, self.room))
         keys, values = self._buffers[slot]
         return keys.write(self.length, key_BGSE), values.write(self.length, value_BGSE)
 
@@ -166,7 +176,7 @@ class StaticCache(GrowingCache):
                 self._spare = buffer.reorder(rows, self.length, self._spare)
         self._reorder_states(rows)
 
-    def _all(self) -> Iterator[_Buffer]:
+    def _all(self) -> Iterator[Buffer]:
         return (buffer for pair in self._buffers.values() for buffer in pair)
 
     @property
@@ -178,7 +188,7 @@ class StaticCache(GrowingCache):
 class Separate(GrowingCache):
     """Stands where each sequence of a pass has a cache of its own (`Flow.apart` finds it); it holds nothing itself."""
 
-    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor) -> Pair:
+    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor, since: int | None = None) -> Pair:
         raise SpecError(f"{slot} can't run several sequences behind each other: it would mix their keys")
 
     def memory(self, slot: str, make: Callable[[], Pair]) -> Pair:

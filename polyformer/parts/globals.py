@@ -17,7 +17,8 @@ from polyformer.parts.attention import Attention, AttentionPart
 from polyformer.parts.contract import Clause, Refuses, Term
 from polyformer.parts.kernels.softmax import exact_on_cpu
 from polyformer.parts.part import Part
-from polyformer.parts.rules import Everyone, SameDocument, View
+from polyformer.parts.rules import Everyone, SameDocument
+from polyformer.parts.view import View
 from polyformer.spec import Record, Spec
 
 if TYPE_CHECKING:

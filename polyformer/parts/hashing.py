@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from polyformer.parts.attention import Heads
 from polyformer.parts.contract import Clause, Differs, Refuses, Term, Within
-from polyformer.parts.kernels.chunks import Chunks, Layout, rows_at
+from polyformer.parts.kernels.chunks import Chunks, Layout, allowed, rows_at
 from polyformer.parts.linear import Linear
 from polyformer.parts.part import Part, Slotted
 from polyformer.parts.rules import Everyone, Rule
@@ -24,13 +24,18 @@ from polyformer.spec import Record, Spec
 
 if TYPE_CHECKING:
     from polyformer.parts.flow import Flow
-    from polyformer.parts.rules import View
+    from polyformer.parts.view import View
 
 ITSELF = -1e5
 """The score of a row with itself, which counts only where there is nothing else."""
 
 FORBIDDEN = -1e9
 """The score of what a row may not look at. Finite, so that no sum over nothing is NaN."""
+
+SPAN = 2**20
+"""Scores to make at a time, so that without gradients no more of them are held."""
+
+Made = tuple[Tensor, ...]
 
 
 class Hashes(Record):
@@ -58,6 +63,8 @@ class Hashes(Record):
                 f"a number of buckets must be even, half of them opposite to the others, not {count}",
             )
         self.require(self.buckets is None or len(self.buckets) > 0, "buckets need at least one factor")
+        fits = self.seed is None or 0 <= self.seed < 2**63
+        self.require(fits, f"a seed must be between 0 and 2^63, not {self.seed}")
 
     def factors(self, length: int, size: int) -> tuple[int, ...]:
         """Return the factors of the number of buckets for a length cut into chunks of a size."""
@@ -161,22 +168,43 @@ class HashingPart(Slotted):
         view = flow.view
         if not view.keys:
             return torch.zeros_like(v)
-        layout = self._lay(qk, flow)
-        queries, values = rows_at(qk, layout.rows), layout.beside(rows_at(v, layout.rows))
-        scores = queries @ layout.beside(_of_length_1(queries)).mT
-        itself = layout.asking[..., None] == layout.asked()[..., None, :]
-        scores = scores.masked_fill(itself, ITSELF).masked_fill(~layout.allowed(view, self.see), FORBIDDEN)
-        size = scores.logsumexp(-1, keepdim=True)
-        weights = (scores - size).exp()
-        mixed = F.dropout(weights, self.dropout, self.training) @ values
+        layout, traced = self._lay(qk, flow), flow.trace is not None and "attention" in flow.trace.wants
+        queries = rows_at(qk, layout.rows)
+        keys, values = layout.beside(_of_length_1(queries)), layout.beside(rows_at(v, layout.rows))
+        together = (queries, keys, values, layout.rows, layout.asked())
+        span = max(SPAN // (math.prod(queries.shape[:3]) * queries.shape[4] * keys.shape[4]), 1)
+        pieces = zip(*(torch.split(one, span, 3) for one in together), strict=True)
+        made = [self._mix(piece, view, traced) for piece in pieces]
+        mixed, size, *weights = (torch.cat(one, 3) for one in zip(*made, strict=True))
         rounds = layout.slots.shape[2]
         mixed, size = (_by_row(one.flatten(3, 4), layout.slots, rounds) for one in (mixed, size))
         share = (size - size.logsumexp(2, keepdim=True)).exp()
         empty = size.amax(2) < FORBIDDEN / 2
-        if flow.trace is not None and "attention" in flow.trace.wants:
-            flow.trace.attention[flow.path + self.slot] = _whole(weights, share, layout, view).masked_fill(empty, 0.0)
+        if flow.trace is not None and traced:
+            shown = _whole(weights[0], share, layout, view).masked_fill(empty, 0.0)
+            flow.trace.attention[flow.path + self.slot] = shown
         mixed = mixed[:, :, 0] if rounds == 1 else (mixed * share).sum(2)
         return mixed.masked_fill(empty, 0.0)
+
+    def _mix(self, piece: Made, view: View, traced: bool) -> Made:
+        """Attend in some chunks.
+
+        Args:
+            piece: queries [B, H, M, N, C, E]; the keys and values that they look at [B, H, M, N, W·C, E]; the places of
+                both, without E.
+        Returns:
+            What is mixed [..., C, E], the logarithm of the sum of exponentials of scores [..., C, 1], and the weights
+            [..., C, W·C] if they are to be `traced`.
+        """
+        q, k, v, asking, asked = piece
+        scores = (q @ k.mT).masked_fill_(asking[..., None] == asked[..., None, :], ITSELF)
+        scores = scores.masked_fill_(~allowed(self.see, view, asking, asked), FORBIDDEN)
+        top = scores.detach().amax(-1, keepdim=True)
+        weights = scores.sub_(top).exp_()
+        size = top + weights.sum(-1, keepdim=True).log()
+        part = (top - size).exp()
+        mixed = F.dropout(weights, self.dropout, self.training) @ v * part
+        return (mixed, size, weights.detach() * part.detach()) if traced else (mixed, size)
 
     def _lay(self, qk: Tensor, flow: Flow) -> Layout:
         """Sort the rows."""
@@ -218,4 +246,4 @@ def _whole(weights: Tensor, share: Tensor, layout: Layout, view: View) -> Tensor
     batch, heads, rounds = share.shape[:3]
     rows = layout.rows.reshape(*layout.rows.shape[:2], rounds, -1).expand(batch, heads, -1, -1)
     found = share[..., 0].gather(-1, rows.clamp(min=0)).view(*weights.shape[:-1], 1)
-    return layout.spread((weights * found).detach(), view)
+    return layout.spread(weights * found.detach(), view)

@@ -13,7 +13,7 @@ from polyformer.parts.contract import Clause, Refuses, Term
 from polyformer.parts.flow import Cache, Flow, Trace
 from polyformer.parts.inputs import Delay, Given, InputPart
 from polyformer.parts.part import Part
-from polyformer.parts.rules import View
+from polyformer.parts.view import View
 from polyformer.spec import Record, Spec
 
 

@@ -13,7 +13,7 @@ from polyformer.parts.embeddings import Embed, EmbedPart
 from polyformer.parts.flow import Flow
 from polyformer.parts.inputs import Given
 from polyformer.parts.part import Part
-from polyformer.parts.rules import View
+from polyformer.parts.view import View
 from polyformer.spec import Spec
 
 

@@ -22,7 +22,8 @@ from polyformer.parts.norms import LayerNorm
 from polyformer.parts.part import Part, draw_normal
 from polyformer.parts.places import as_scores
 from polyformer.parts.relative import RelativePart, RelativePosition
-from polyformer.parts.rules import SameDocument, View
+from polyformer.parts.rules import SameDocument
+from polyformer.parts.view import View
 from polyformer.spec import Spec
 
 ON_A_GRID: Mapping[Clause, Term] = {

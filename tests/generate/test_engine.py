@@ -24,6 +24,7 @@ from polyformer.generate import (
     Sampling,
     Suppress,
     TorchRunner,
+    runner_of,
 )
 from polyformer.generate.processors import Processor, Written
 from tests.generate.writers import KINDS, VOCABULARY, ids, requests, writer
@@ -34,7 +35,7 @@ SHORT = Request([5, 6, 7], Sampling(limit=4))
 def alone(kind: str, asked: Sequence[Request]) -> list[Answer]:
     """Answer requests one after the other, each by an engine of its own."""
     model = writer(kind)
-    return [Engine(TorchRunner(model, 1)).submit(one).result() for one in asked]
+    return [Engine(runner_of(model, 1)).submit(one).result() for one in asked]
 
 
 def same(found: Answer, wanted: Answer) -> None:
@@ -73,7 +74,7 @@ def test_64_at_once(kind: str) -> None:
     """With pieces of prompts, fewer slots than requests, and so little memory that texts have to give way."""
     asked = requests(kind, 64)
     wanted = alone(kind, asked)
-    runner = TorchRunner(writer(kind), 12)
+    runner = runner_of(writer(kind), 12)
     memory = (
         5 * max(runner.bytes_for(len(one.prompt) + one.settings.limit, len(one.source or ())) for one in asked) // 2
     )
@@ -93,7 +94,7 @@ def test_texts_that_give_way_are_not_lost(kind: str) -> None:
     first = requests(kind, 4)
     asked = [Request(one.prompt[:3], Sampling(1.0, limit=80, seed=i), (), one.source) for i, one in enumerate(first)]
     wanted = alone(kind, asked)
-    runner = TorchRunner(writer(kind), 4)
+    runner = runner_of(writer(kind), 4)
     memory = max(runner.bytes_for(83, len(one.source or ())) for one in asked) * 2
     engine = Engine(runner, Capacity(memory=memory))
     handles = [engine.submit(one) for one in asked]
@@ -110,7 +111,7 @@ def test_a_beginning_is_used_again(kind: str) -> None:
     """A conversation goes on: its text so far isn't computed anew, and the answers are the same."""
     first = requests(kind, 1)[0]
     first = Request(first.prompt, Sampling(limit=30), (), first.source)
-    engine = Engine(TorchRunner(writer(kind), 4), Capacity(kept=2))
+    engine = Engine(runner_of(writer(kind), 4), Capacity(kept=2))
     said = engine.submit(first).result()
     more = Request([*first.prompt, *said.ids, 9, 8], Sampling(limit=5), (), first.source)
     found = engine.submit(more).result()
@@ -218,7 +219,7 @@ def test_one_bad_request_fails_alone(kind: str) -> None:
     model = writer(kind)
     never = Suppress((1, 2))  # so that good ones don't write poison
     good = [Request(ids(5, i), Sampling(limit=8, processors=(never,))) for i in range(4)]
-    wanted = [Engine(TorchRunner(model, 1)).submit(one).result() for one in good]
+    wanted = [Engine(runner_of(model, 1)).submit(one).result() for one in good]
     engine = Engine(Poisoned(model, 8))
     bad = {
         "token 1 is poison": Request([4, 1], Sampling(limit=8)),

@@ -12,6 +12,7 @@ from polyformer.generate import Sampling, continue_texts
 from polyformer.parts import (
     Attention,
     Causal,
+    Convolution,
     Embed,
     FeedForward,
     LayerNorm,
@@ -64,6 +65,18 @@ def test_greedy_without_a_cache_is_the_same(rotary: bool) -> None:
     found = continue_texts(model, PROMPTS, Sampling(limit=12), ())
     assert [one.ids for one in found] == [slowly(model, prompt, 12) for prompt in PROMPTS]
     assert not any(one.ended for one in found)
+
+
+def test_what_can_not_go_on_from_a_cache_reads_all_again() -> None:
+    spec = decoder().spec
+    assert isinstance(spec, Transformer)
+    assert isinstance(spec.decoder, Stack)
+    hears = Residual(Convolution(16, 16, 3, padding=1))
+    torch.manual_seed(3)
+    model = spec.replace(decoder=spec.decoder.replace(blocks=(*spec.decoder.blocks, hears))).build().eval()
+    assert isinstance(model, TransformerPart)
+    found = continue_texts(model, PROMPTS, Sampling(limit=7), ())
+    assert [one.ids for one in found] == [slowly(model, prompt, 7) for prompt in PROMPTS]
 
 
 def test_more_than_the_first_room() -> None:

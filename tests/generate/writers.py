@@ -13,8 +13,12 @@ from polyformer.parts import (
     Attention,
     Causal,
     Chain,
+    Chunks,
     Embed,
     FeedForward,
+    Hashes,
+    Hashing,
+    Heads,
     LayerNorm,
     Learned,
     LMHead,
@@ -38,6 +42,9 @@ def decoder_spec(kind: str) -> Transformer:
     attention = Attention.of_width(16, 2, rule & SameDocument())
     positions = {"dense": Rotary(8), "windowed": Rotary(8), "alibi": Alibi(2)}.get(kind)
     attention = attention.replace(position=positions)
+    if kind == "hashing":
+        rule = Causal() & SameDocument()
+        attention = Hashing.of_width(16, Heads(2, 2, 8), Chunks(2), rule, Hashes(buckets=(2,), seed=1))
     norm = LayerNorm(16)
     block = Chain((Residual(attention, pre=norm), Residual(FeedForward.of_widths(16, 32), pre=norm)))
     embed = Embed(TokenEmbedding(VOCABULARY, 16), Learned(16, 64) if kind == "learned" else None)
@@ -53,7 +60,7 @@ def spec_of(kind: str) -> Transformer:
     return decoder_spec(kind)
 
 
-KINDS = ("dense", "windowed", "recurrent", "encoder-decoder", "alibi", "learned")
+KINDS = ("dense", "hashing", "windowed", "recurrent", "encoder-decoder", "alibi", "learned")
 
 
 def writer(kind: str = "dense") -> TransformerPart:

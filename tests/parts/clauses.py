@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from polyformer.parts import Memory, contract_of
+from polyformer.parts.caches import SlidingCache
 from polyformer.parts.contract import Clause, Within
 from polyformer.parts.flow import Cache, Flow, GrowingCache, StaticCache, start_flow
 from polyformer.parts.inputs import Given, InputPart
 from polyformer.parts.model import TransformerPart
 from polyformer.parts.part import Part
-from polyformer.parts.rules import View
+from polyformer.parts.view import View
 from tests.parts.subjects import Subject
 from tests.spec.trees import WIDTH
 
@@ -224,20 +225,21 @@ def permuted(subject: Subject) -> float:
 
 @torch.no_grad()
 def cached(subject: Subject) -> float:
-    """Read piece by piece, from either cache; and where padding is no matter, a padded batch too."""
+    """Read piece by piece, from each cache; and where padding is no matter, a padded batch too."""
     posed(subject, "pixels")
     part, worst = subject.build(), 0.0
     rows = draw(subject, (9, 9))
     for pieces in PIECES:
-        for cache in (GrowingCache(), StaticCache(room=40)):
+        for cache in (GrowingCache(), StaticCache(room=40), SlidingCache(room=40)):
             worst = max(worst, gap(_piecewise(subject, part, lay(rows), pieces, cache), alone(subject, part, rows)))
     rows, clashes = draw(subject, (9, 4, 6)), contract_of(subject.spec)
     for side in ("right", "left"):
         batch = lay(rows, side)
         if f"padded on the {side}" not in clashes and not run(subject, part, batch).vectors:
             pieces = (3, 5, 1, 1, 1)
-            found = _piecewise(subject, part, batch, pieces, GrowingCache())
-            worst = max(worst, gap(found, alone(subject, part, rows)))
+            for cache in (GrowingCache(), SlidingCache(room=40)):
+                found = _piecewise(subject, part, batch, pieces, cache)
+                worst = max(worst, gap(found, alone(subject, part, rows)))
     return worst
 
 

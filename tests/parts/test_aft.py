@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polyformer.errors import SpecError
 from polyformer.parts import AttentionFree, Causal, Context, Everyone, Rule, SameDocument, Window
-from polyformer.parts.rules import View
+from polyformer.parts.view import View
 from tests.parts.linear import forward_and_back, growth
 
 RULES = {"everyone": Everyone(), "causal": Causal(), "documents": SameDocument(), "both": Causal() & SameDocument()}

@@ -22,7 +22,8 @@ from polyformer.parts import (
 from polyformer.parts.attention import Projected
 from polyformer.parts.flow import Flow, GrowingCache, start_flow
 from polyformer.parts.part import Part
-from polyformer.parts.rules import Everyone, View
+from polyformer.parts.rules import Everyone
+from polyformer.parts.view import View
 from tests.parts.models import WIDTH, attention, cross
 from tests.parts.reference import Plain, attend
 from tests.parts.test_rules import may

@@ -27,7 +27,7 @@ from polyformer.parts import (
 )
 from polyformer.parts.flow import start_flow
 from polyformer.parts.kernels.blocksparse import plan_of
-from polyformer.parts.rules import View
+from polyformer.parts.view import View
 from tests.parts.reference import Plain
 
 DRAWN = RandomBlocks(2, 1, 4, seed=3)
@@ -160,6 +160,23 @@ class TestPlan:
             part.attend(draw(40), Context(Window(3), view))
             made.append(view._made["plan", Window(3), 2])
         assert made[0] is made[1]
+
+
+@pytest.mark.parametrize("rule", [Window(33), BlockWindow(16) | Edges(16)])
+@pytest.mark.parametrize("length", [1024, 4096])
+def test_nothing_gathered_is_kept(rule: Rule, length: int) -> None:
+    """Memory that training holds grows with the rows, not with what they look at."""
+    q, k, v = (one.float().detach().requires_grad_() for one in draw(length, batch=1))
+    kept: dict[int, int] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    part, view = cast(Any, BlockSparse(16).build()), start_flow(torch.zeros(1, length)).view
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        part.attend((q, k, v), Context(rule, view))
+    assert sum(kept.values()) < 8 * q.nbytes
 
 
 @pytest.mark.parametrize("length", [0, 1])

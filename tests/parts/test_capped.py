@@ -10,7 +10,8 @@ from torch import Tensor
 
 from polyformer.errors import SpecError
 from polyformer.parts import Capped, Causal, Context, Rule, SameDocument, Softmax, Window
-from polyformer.parts.rules import Everyone, View
+from polyformer.parts.rules import Everyone
+from polyformer.parts.view import View
 from tests.parts.reference import Plain
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from polyformer.errors import SpecError
 from polyformer.parts import Causal, Context, Kernel, Rule, SameDocument, Sliding, Softmax, Tiled, Window
 from polyformer.parts.flow import Flow, GrowingCache, start_flow
-from polyformer.parts.rules import Everyone, View
+from polyformer.parts.rules import Everyone
+from polyformer.parts.view import View
 from tests.parts.test_places import BIASES, HEADS, E, rules, views
 
 KERNELS: dict[str, Kernel] = {
@@ -73,6 +74,14 @@ def test_any_rule_and_any_padding(kernel: Kernel, rule: Rule, view: View, shared
 def test_any_length(kernel: Kernel, name: str, length: int) -> None:
     """Shorter than a window or a block, and not a multiple of either."""
     assert_dense(kernel, RULES[name], start_flow(torch.zeros(3, length)).view, draw(length, length))
+
+
+@kernels
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("queries", [1, 2, 5])
+def test_few_queries_of_many_keys(kernel: Kernel, name: str, queries: int) -> None:
+    view = start_flow(torch.zeros(3, queries), None, None, GrowingCache(length=40 - queries)).view
+    assert_dense(kernel, RULES[name], view, draw(queries, 40))
 
 
 @kernels

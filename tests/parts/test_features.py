@@ -23,7 +23,8 @@ from polyformer.parts import (
 )
 from polyformer.parts.kernels import sums
 from polyformer.parts.kernels.features import redraw
-from polyformer.parts.rules import Rule, View
+from polyformer.parts.rules import Rule
+from polyformer.parts.view import View
 from tests.parts.linear import forward_and_back, growth
 from tests.parts.models import assert_same
 

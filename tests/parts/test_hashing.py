@@ -26,7 +26,7 @@ from polyformer.parts import (
 )
 from polyformer.parts.flow import GrowingCache, start_flow
 from polyformer.parts.hashing import HashingPart
-from polyformer.parts.rules import View
+from polyformer.parts.view import View
 from tests.spec.trees import WIDTH, hashing
 
 HEADS = Heads(2, 2, 4)
@@ -195,3 +195,12 @@ def test_its_cost_is_near_linear() -> None:
         times.append(median(laps[1:]))
     exponent = torch.tensor(times[1] / times[0]).log2() / 3
     assert exponent < 1.3, f"time grows with n^{exponent:.2f}"
+
+
+def test_more_rounds_find_more_of_dense_attention() -> None:
+    x, apart = 4 * rows(64, 1), []
+    for rounds in (1, 16):
+        part = built(hashing(chunks=Chunks(4), see=Everyone(), hashes=Hashes(rounds, (16,), seed=7)))
+        flow = start_flow(x)
+        apart.append(float((part(x, flow) - dense(part, x, flow.view)).detach().square().mean()))
+    assert apart[1] < apart[0] / 2

@@ -23,7 +23,7 @@ from polyformer.parts import (
     Window,
 )
 from polyformer.parts.flow import Trace
-from polyformer.parts.rules import View
+from polyformer.parts.view import View
 from polyformer.spec import Record, rewrite
 from tests.parts.linear import SHAPE, forward_and_back, growth, with_kernel
 from tests.parts.models import assert_same, build, encoder, gradients, pad, real, sentences, translator

@@ -12,6 +12,7 @@ from polyformer.parts import (
     Attention,
     Causal,
     Chunks,
+    CrossAttention,
     Everyone,
     Heads,
     Local,
@@ -164,6 +165,8 @@ def test_in_half_precision_and_with_dropout() -> None:
 def test_what_can_not_be() -> None:
     with pytest.raises(SpecError, match=r"dropout must be in \[0, 1\), not 1.0"):
         Local(Chunks(2), dropout=1.0)
+    with pytest.raises(SpecError, match="Local can't look at an encoder's output: its chunks are those of one text"):
+        CrossAttention.of_width(WIDTH, 2).replace(kernel=Local(Chunks(2)))
     x = rows(6)
     circle = built(Chunks(2, 2, 0, "joined"), Causal() & SameDocument())
     with pytest.raises(SpecError, match="Local can't be cached: its chunks stand in a circle"):

@@ -25,7 +25,8 @@ from polyformer.parts import (
 )
 from polyformer.parts.bias import Bias
 from polyformer.parts.flow import GrowingCache, start_flow
-from polyformer.parts.rules import Everyone, View
+from polyformer.parts.rules import Everyone
+from polyformer.parts.view import View
 
 HEADS, E = 3, 4
 BIASES: dict[str, RelativePosition] = {

@@ -25,7 +25,7 @@ from polyformer.parts import (
 )
 from polyformer.parts.flow import Flow, start_flow
 from polyformer.parts.reversible import ReversiblePart
-from polyformer.parts.rules import View
+from polyformer.parts.view import View
 from polyformer.spec import Spec
 from tests.parts.kept import kept_by_autograd
 from tests.spec.trees import WIDTH, coupling

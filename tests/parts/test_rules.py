@@ -11,7 +11,8 @@ from torch import Tensor
 from polyformer.errors import SpecError
 from polyformer.parts import Causal, Rule, SameDocument
 from polyformer.parts.flow import GrowingCache, start_flow
-from polyformer.parts.rules import All, Everyone, View
+from polyformer.parts.rules import All, Everyone
+from polyformer.parts.view import View
 
 RULES: list[Rule] = [Everyone(), Causal(), SameDocument(), Causal() & SameDocument()]
 

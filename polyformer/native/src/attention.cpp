@@ -109,7 +109,7 @@ void State::score(const Instruction& one, const Piece& piece, float* scores, int
                        scores + key - first, width);
     }
     if (settings_.cell != CELL_I8) return;
-    const float* scales = store.scales.data() + place.key_scales + piece.group * room + first;
+    const float* scales = store.scales.get() + place.key_scales + piece.group * room + first;
     for (int64_t i = 0; i < rows; ++i)
         for (int64_t k = 0; k < end - first; ++k) scores[i * width + k] *= scales[k];
 }
@@ -124,7 +124,7 @@ void State::mix(const Instruction& one, const Piece& piece, float* scores, int64
     float* mixed = scratch_[(size_t)thread].get() + PIECE * width;
     float* widened_values = mixed + PIECE * 2 * scratch_room_;
     if (settings_.cell == CELL_I8) {
-        const float* scales = store.scales.data() + place.value_scales + piece.group * room + first;
+        const float* scales = store.scales.get() + place.value_scales + piece.group * room + first;
         for (int64_t i = 0; i < rows; ++i)
             for (int64_t k = 0; k < end - first; ++k) scores[i * width + k] *= scales[k];
     }

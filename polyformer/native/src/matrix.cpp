@@ -147,7 +147,7 @@ Coded rounded(Kind kind, const float* x) {
     const int lowest = bits_of(kind) == 4 ? 0 : kind == Q8 ? -127 : -128, highest = bits_of(kind) == 4 ? 15 : 127;
     for (int i = 0; i < 32; ++i) {
         const float code = std::nearbyint((x[i] - found.low) * inverse);
-        found.codes[i] = (int32_t)std::min(std::max(code, (float)lowest), (float)highest);
+        found.codes[i] = code >= (float)lowest ? (int32_t)std::min(code, (float)highest) : lowest;  // what is no number too
     }
     return found;
 }

@@ -14,6 +14,8 @@ namespace {
 constexpr int64_t MOST_ROWS = 1 << 16, ROWS_OF_PIECE = 12, PANEL = 16, PAGE = 4096;
 
 int64_t up_to(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+// The nearest whole number from -127 to 127; 0 for what is no number.
+int8_t code_of(float x) { return (int8_t)(x >= -127 ? x <= 127 ? std::nearbyint(x) : 127 : x < -127 ? -127 : 0); }
 int64_t bytes_of(Cell cell) { return cell == CELL_F32 ? 4 : cell == CELL_F16 ? 2 : 1; }
 
 }  // namespace
@@ -87,10 +89,10 @@ std::vector<Place> State::layout(bool memory, bool reading, int64_t* cells, int6
 std::shared_ptr<Store> State::store(int64_t cells, int64_t scales) const {
     auto found = std::make_shared<Store>();
     // Large pieces come from the system as zeros and take no memory before they are written to.
-    const int64_t bytes = std::max<int64_t>(product_of(cells, bytes_of(settings_.cell)), 1);
-    found->cells.reset((uint8_t*)std::calloc((size_t)bytes, 1));
-    if (!found->cells) refuse("there is no memory for a cache of %lld bytes", (long long)bytes);
-    found->scales.resize((size_t)scales);
+    const int64_t bytes = product_of(cells, bytes_of(settings_.cell)), others = product_of(scales, 4);
+    found->cells.reset((uint8_t*)std::calloc((size_t)bytes + 1, 1));
+    found->scales.reset((float*)std::calloc((size_t)others + 1, 1));
+    if (!found->cells || !found->scales) refuse("there is no memory for a cache of %lld bytes", (long long)(bytes + others));
     return found;
 }
 
@@ -132,7 +134,7 @@ void State::copy(int64_t source, int64_t target, int64_t length) {
             std::memcpy(to.text->cells.get() + values, from.text->cells.get() + values, (size_t)(length * value * cell));
             if (settings_.cell != CELL_I8) continue;
             for (const int64_t first : {place.key_scales + group * room, place.value_scales + group * room})
-                std::copy_n(from.text->scales.begin() + first, length, to.text->scales.begin() + first);
+                std::copy_n(from.text->scales.get() + first, length, to.text->scales.get() + first);
         }
     }
 }
@@ -422,8 +424,8 @@ void State::remember(const Instruction& one, int64_t row) {
             float most_key = 0, most_value = 0;
             for (int64_t i = 0; i < shape.width; ++i)
                 most_key = std::max(most_key, std::fabs(key[i])), most_value = std::max(most_value, std::fabs(value[i]));
-            store.scales[(size_t)(place.key_scales + group * room + token)] = most_key / 127;
-            store.scales[(size_t)(place.value_scales + group * room + token)] = most_value / 127;
+            store.scales[place.key_scales + group * room + token] = most_key / 127;
+            store.scales[place.value_scales + group * room + token] = most_value / 127;
             key_by = most_key > 0 ? 127 / most_key : 0, value_by = most_value > 0 ? 127 / most_value : 0;
         }
         for (int64_t i = 0; i < shape.width; ++i) {
@@ -434,8 +436,8 @@ void State::remember(const Instruction& one, int64_t row) {
                 ((uint16_t*)store.cells.get())[keys + i * PANEL] = narrowed(key[i]);
                 ((uint16_t*)store.cells.get())[values + i] = narrowed(value[i]);
             } else {
-                ((int8_t*)store.cells.get())[keys + i * PANEL] = (int8_t)std::nearbyint(key[i] * key_by);
-                ((int8_t*)store.cells.get())[values + i] = (int8_t)std::nearbyint(value[i] * value_by);
+                ((int8_t*)store.cells.get())[keys + i * PANEL] = code_of(key[i] * key_by);
+                ((int8_t*)store.cells.get())[values + i] = code_of(value[i] * value_by);
             }
         }
     }

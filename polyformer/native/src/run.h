@@ -39,7 +39,7 @@ struct Place {
 // What of a sequence is held: of keys, 16 tokens' numbers side by side; of values, each token's behind the last one's.
 struct Store {
     Memory<uint8_t> cells;
-    std::vector<float> scales;
+    Memory<float> scales;
     int64_t length = 0, touched = 0;  // tokens now, and at most so far
 };
 

@@ -20,7 +20,8 @@ from polyformer.parts.kernels.kernel import Context, Kernel, KernelPart
 from polyformer.parts.kernels.softmax import Softmax, exact_on_cpu
 from polyformer.parts.part import Part
 from polyformer.parts.places import at
-from polyformer.parts.rules import Rule, View
+from polyformer.parts.rules import Rule
+from polyformer.parts.view import View
 
 FULL = 0.5
 """The share of all pairs of blocks from which on all pairs of rows are worked out at once."""
@@ -159,12 +160,16 @@ class BlockSparsePart(KernelPart):
         q, k, v = qkv
         gather = Gather(plan.blocks, q.shape[1], k.shape[1], self.block)
         shared = q.shape[1] // gather.asking
-        q = filled(q, self.block).unflatten(2, (-1, self.block)).index_select(2, plan.narrow)
-        q = q.unflatten(1, (-1, shared)).permute(0, 3, 1, 2, 4, 5).flatten(3, 4)
-        mask = self.mask(plan, context, shared, q)
+        q = torch.unflatten(filled(q, self.block), 2, (-1, self.block)).index_select(2, plan.narrow)
+        q = torch.unflatten(q, 1, (-1, shared)).permute(0, 3, 1, 2, 4, 5).flatten(3, 4)
+        if context.bias is None:
+            key = ("mask of a plan", context.rule, self.block, shared, q.dtype)
+            mask = context.view.once(key, lambda: self.mask(plan, context, shared, q))
+        else:
+            mask = self.mask(plan, context, shared, q)
         beside = (_beside(k, plan, gather), _beside(v, plan, gather))
         out = attend_gathered(q, (gather.source(k), gather.source(v)), beside, gather, mask, self.settings(q))
-        out = out.unflatten(3, (shared, self.block)).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
+        out = torch.unflatten(out, 3, (shared, self.block)).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
         return out if plan.empty is None else out.masked_fill(plan.empty, 0.0)
 
     def mask(self, plan: Plan, context: Context, shared: int, like: Tensor) -> Tensor | None:
@@ -175,10 +180,12 @@ class BlockSparsePart(KernelPart):
                 return None
             found = torch.zeros(allowed.shape, dtype=like.dtype, device=like.device).masked_fill_(~allowed, -torch.inf)
         else:
-            found = context.bias.among(plan.queries, plan.keys).to(like.dtype)
+            alike = context.bias.grain > 1 and context.bias.grain % self.block == 0
+            queries = plan.queries[..., :1, :] if alike else plan.queries
+            found = context.bias.among(queries, plan.keys).to(like.dtype)
             found = found if allowed is None else found.masked_fill(~allowed, -torch.inf)
         if shared > 1 and found.shape[1] > 1:
-            found = found.expand(*found.shape[:3], self.block, -1).unflatten(1, (-1, shared))
+            found = torch.unflatten(found.expand(*found.shape[:3], self.block, -1), 1, (-1, shared))
             return found.permute(0, 3, 1, 2, 4, 5).flatten(3, 4)
         found = found.transpose(1, 2)
         return found.repeat(1, 1, 1, shared, 1) if shared > 1 and found.shape[3] > 1 else found
@@ -201,7 +208,7 @@ class BlockSparsePart(KernelPart):
             q[:, :, rows], k, v, mask, dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
         )
         out = out if empty is None else out.masked_fill(empty, 0.0)
-        return out.unflatten(2, (-1, self.block))
+        return torch.unflatten(out, 2, (-1, self.block))
 
     def settings(self, q: Tensor) -> tuple[float, float]:
         """Return the scale of scores, and the dropout that is to be."""

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from polyformer.parts.rules import Rule, View
+from polyformer.parts.rules import Rule
+from polyformer.parts.view import View
 from polyformer.spec import Record
 
 NOBODY = -1
@@ -137,13 +138,6 @@ class Layout:
             return found
         return found.masked_fill(lacking[self.first :].repeat_interleave(self.chunks.size, 1), NOBODY)
 
-    def allowed(self, view: View, rule: Rule) -> Tensor:
-        """Return where a row may look at another: boolean [b, h, M, N', C, W·C]."""
-        asking, asked = self.asking[..., None], self.asked()[..., None, :]
-        found = view.among(rule, asking.clamp(min=0), asked.clamp(min=0))
-        there = asked != NOBODY
-        return there.expand(*there.shape[:-2], self.chunks.size, -1) if found is None else found & there
-
     def spread(self, weights: Tensor, view: View) -> Tensor:
         """Lay the weights of chunks [B, H, M, N', C, W·C] out among all queries and keys: [B, H, S, K]."""
         past = view.keys - view.queries
@@ -152,6 +146,13 @@ class Layout:
         found = weights.new_zeros(*weights.shape[:2], view.queries * view.keys + 1)
         found.scatter_add_(2, index.expand_as(weights).flatten(2), weights.flatten(2))
         return torch.unflatten(found[..., :-1], 2, (view.queries, view.keys))
+
+
+def allowed(rule: Rule, view: View, asking: Tensor, asked: Tensor) -> Tensor:
+    """Return where rows [b, h, ..., C] may look at others [b, h, ..., W·C]: boolean [b, h, ..., C, W·C]."""
+    found = view.among(rule, asking[..., None].clamp(min=0), asked[..., None, :].clamp(min=0))
+    there = (asked != NOBODY)[..., None, :]
+    return there.expand(*asking.shape, -1) if found is None else found & there
 
 
 def rows_at(x_BHSE: Tensor, places: Tensor) -> Tensor:

@@ -51,8 +51,8 @@ class Gather:
         """Lay keys or values out in blocks: [B, G, K, E] -> [B, K', C, G, E] or, by head, [B, G · K', C, E]."""
         x = filled(x, self.block)
         if self.alike:
-            return x.transpose(1, 2).unflatten(1, (-1, self.block))
-        return x.unflatten(2, (-1, self.block)).flatten(1, 2)
+            return torch.unflatten(x.transpose(1, 2), 1, (-1, self.block))
+        return torch.unflatten(x, 2, (-1, self.block)).flatten(1, 2)
 
     def flat(self, rows: slice, blocks: int) -> Tensor:
         """Return the places in a source of what some blocks of queries gather, one behind the other."""
@@ -82,7 +82,7 @@ class Gather:
         own = own.transpose(1, 2) if self.alike else own
         flat = self.flat(rows, to.shape[1] // (1 if self.alike else self.groups))
         to.index_add_(1, flat, own.reshape(batch, len(flat), *to.shape[2:]))
-        return found[:, :, inner:].unflatten(0, (batch, -1)).sum(1)
+        return torch.unflatten(found[:, :, inner:], 0, (batch, -1)).sum(1)
 
     def slabs(self, batch: int, keys: int, width: int) -> Iterator[slice]:
         """Yield runs of blocks of queries, each of which gathers about `SPAN` elements."""
@@ -118,7 +118,7 @@ def attend_gathered(
         out = F.scaled_dot_product_attention(
             q.flatten(0, 1), k, v, _laid(mask, everything, len(q)), dropout, scale=scale
         )
-        return out.unflatten(0, q.shape[:2])
+        return torch.unflatten(out, 0, q.shape[:2])
     found: Tensor = _Attend.apply(q, *sources, *beside, How(gather, mask, scale))  # type: ignore[no-untyped-call]
     return found
 
@@ -146,14 +146,14 @@ class _Attend(torch.autograd.Function):
             found, logs = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 asking, keys, values, attn_mask=_laid(mask, rows, len(q)), scale=scale
             )
-            out[:, rows] = found.unflatten(0, (len(q), -1))
+            out[:, rows] = torch.unflatten(found, 0, (len(q), -1))
             sums.append(logs)
         ctx.save_for_backward(q, k, v, k_beside, v_beside, out, *sums)
         ctx.how = how
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, k_beside, v_beside, out, *sums = ctx.saved_tensors
         (slope,), gather = slopes, ctx.how.gather
@@ -174,7 +174,7 @@ class _Attend(torch.autograd.Function):
                 attn_mask=_laid(ctx.how.mask, rows, len(q)),
                 scale=ctx.how.scale,
             )
-            found[0][:, rows] = grads[0].unflatten(0, (len(q), -1))
+            found[0][:, rows] = torch.unflatten(grads[0], 0, (len(q), -1))
             found[3] += gather.give(grads[1], found[1], rows)
             found[4] += gather.give(grads[2], found[2], rows)
         return (*found, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,8 @@ from torch import Tensor
 from polyformer.errors import SpecError
 from polyformer.parts.bias import Bias
 from polyformer.parts.part import Part
-from polyformer.parts.rules import All, Rule, View
+from polyformer.parts.rules import All, Rule
+from polyformer.parts.view import View
 from polyformer.spec import Spec
 
 if TYPE_CHECKING:
@@ -33,6 +35,10 @@ class Kernel(Spec, abstract=True):
         """
         return self
 
+    def unable_across(self) -> str:
+        """Return why this kernel can't be that of cross-attention, or nothing where it can."""
+        return ""
+
 
 @dataclass
 class Context:
@@ -50,6 +56,14 @@ class Context:
     cache: Cache | None = None
     slot: str = ""
 
+    def held(self) -> Context:
+        """Return the same for the keys that the cache has not forgotten, which are the last."""
+        first = 0 if self.cache is None else self.cache.forgotten(self.slot)
+        if not first:
+            return self
+        bias = None if self.bias is None else self.bias.since(first)
+        return dataclasses.replace(self, view=self.view.since(first), bias=bias)
+
 
 class KernelPart(Part):
     """The seam for other attentions: it is handed q, k, v and their context."""
@@ -57,10 +71,12 @@ class KernelPart(Part):
     def recall(self, new: Pair, context: Context) -> Pair:
         """Return what `attend` takes as keys and values, for those of new tokens, each [B, G, S, E].
 
-        That is those of all tokens so far, which the cache holds; a kernel that holds sums in place of them takes the
-        new ones.
+        That is those of all tokens so far, which the cache holds, or of the last ones where the rule looks no further
+        back; a kernel that holds sums in place of them takes the new ones.
         """
-        return new if context.cache is None else context.cache.extend(context.slot, *new)
+        if context.cache is None:
+            return new
+        return context.cache.extend(context.slot, *new, context.rule.forgets(context.view))
 
     def attend(self, qkv: tuple[Tensor, Tensor, Tensor], context: Context) -> Tensor:
         """Return the mixed values [B, H, S, E] for q [B, H, S, E], k and v [B, G, K, E] with H a multiple of G.

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polyformer.parts.contract import Clause, Differs, Refuses, Term
-from polyformer.parts.kernels.chunks import Chunks, Layout, rows_at
+from polyformer.parts.kernels.chunks import Chunks, Layout, allowed, rows_at
 from polyformer.parts.kernels.kernel import Context, Kernel, KernelPart
 from polyformer.parts.kernels.softmax import exact_on_cpu
 from polyformer.parts.part import Part
@@ -32,6 +32,9 @@ class Local(Kernel):
 
     def check(self) -> None:
         self.require(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")
+
+    def unable_across(self) -> str:
+        return "its chunks are those of one text, whose own rows look at each other"
 
     def breaks(self) -> Mapping[Clause, Term]:
         if self.chunks.ends == "apart":
@@ -62,14 +65,14 @@ class LocalPart(KernelPart):
             return v.new_zeros(*q.shape[:3], v.shape[-1])
         layout, past = Layout.of(view, self.chunks.within(view.keys)), view.keys - view.queries
         with exact_on_cpu(q) as widen:
-            allowed, empty = self._mask(layout, context)
+            mask, empty = self._mask(layout, context)
             queries = rows_at(widen(q), layout.asking - past)
             keys, values = (layout.beside(rows_at(widen(one), layout.rows)) for one in (k, v))
             out = F.scaled_dot_product_attention(
                 _as_batch(queries),
                 _as_batch(keys),
                 _as_batch(values),
-                attn_mask=_as_batch(allowed if allowed.dtype == torch.bool else allowed.to(queries.dtype), len(q)),
+                attn_mask=_as_batch(mask if mask.dtype == torch.bool else mask.to(queries.dtype), len(q)),
                 dropout_p=self.dropout if self.training else 0.0,
                 scale=self.scale,
                 enable_gqa=q.shape[1] != k.shape[1],
@@ -85,8 +88,8 @@ class LocalPart(KernelPart):
         keys = layout.beside(rows_at(k.repeat_interleave(q.shape[1] // k.shape[1], 1), layout.rows))
         scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
         scores = (queries @ keys.mT * scale).to(torch.promote_types(q.dtype, torch.float32))
-        allowed, empty = self._mask(layout, context)
-        masked = scores.masked_fill(~allowed, float("-inf")) if allowed.dtype == torch.bool else scores + allowed
+        mask, empty = self._mask(layout, context)
+        masked = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
         return layout.spread(masked.softmax(-1).masked_fill(empty, 0.0), view)
 
     def _mask(self, layout: Layout, context: Context) -> tuple[Tensor, Tensor]:
@@ -95,14 +98,16 @@ class LocalPart(KernelPart):
         Rows with nothing to look at are opened to every key, so that no softmax divides by zero.
         """
         view = context.view
-        allowed = layout.allowed(view, context.rule)
-        empty = ~allowed.any(-1, keepdim=True)
-        allowed = allowed | empty
+        asking, asked = layout.asking, layout.asked()
+        seen = allowed(context.rule, view, asking, asked)
+        empty = ~seen.any(-1, keepdim=True)
+        seen = seen | empty
         if context.bias is None:
-            return allowed, empty
-        asking = layout.asking[..., None].clamp(min=view.keys - view.queries)
-        added = context.bias.among(asking, layout.asked()[..., None, :].clamp(min=0))
-        return added.masked_fill(~allowed, float("-inf")), empty
+            return seen, empty
+        added = context.bias.among(
+            asking[..., None].clamp(min=view.keys - view.queries), asked[..., None, :].clamp(min=0)
+        )
+        return added.masked_fill(~seen, float("-inf")), empty
 
 
 def _as_batch(x: Tensor, batch: int = -1) -> Tensor:

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from polyformer.parts.kernels.kernel import Context, Kernel, rules_of
 from polyformer.parts.kernels.softmax import SoftmaxPart, exact_on_cpu
 from polyformer.parts.part import Part
-from polyformer.parts.rules import Causal, Rule, View, Window
+from polyformer.parts.rules import Causal, Rule, Window
+from polyformer.parts.view import View
 
 
 class Sliding(Kernel):
@@ -137,7 +138,7 @@ class SlidingPart(SoftmaxPart):
             return super().attend(qkv, context)
         with exact_on_cpu(q) as widen:
             q, k, v = widen(q), widen(k), widen(v)
-            if len(found) == 1:
+            if found[0].step == 1:
                 out = self._slide((q, k, v), context, found[0])
             else:
                 out, past = torch.zeros_like(q), k.shape[2] - q.shape[2]
