@@ -20,6 +20,7 @@ from polyformer.errors import PolyformerError, SpecError, WeightsError
 from polyformer.families import Marian, Transformer2017
 from polyformer.families.generation import Generation
 from polyformer.families.transformer import Depth, NormChoice
+from polyformer.generate import Limit, Sampling, Search, Suppress
 from polyformer.parts import Dropout
 from polyformer.parts.model import TransformerPart
 from polyformer.spec import Record
@@ -307,6 +308,19 @@ def test_a_tokenizer_that_leads_out_is_refused(translator: Path) -> None:
     (translator / "source.spm").symlink_to("../elsewhere.spm")
     with pytest.raises(WeightsError, match=r"source\.spm is a link out of its folder"):
         pf.load(translator)
+
+
+def test_a_translator_answers_in_the_engine(translator: Path) -> None:
+    """Greedily as the search with one beam; drawn, with cuts that leave nothing else, too; and by seeds."""
+    loaded = pf.load(translator)
+    wanted = [found[0].text for found in loaded.translate(TEXTS, Search(1, limit=Limit(12)))]
+    barred = Suppress((loaded.pairs.pad_id,))  # which a search never writes
+    assert loaded.generate(TEXTS, Sampling(limit=12, processors=(barred,))) == wanted
+    assert loaded.generate(TEXTS, Sampling(2.0, 1, limit=12, processors=(barred,))) == wanted
+    drawn = [loaded.generate(TEXTS, Sampling(2.0, limit=12, seed=seed)) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    with pytest.raises(SpecError, match="a conversation needs a decoder-only model"):
+        loaded.chat([[{"role": "user", "content": "hi"}]])
 
 
 def test_the_recommended_search(own: Path) -> None:

@@ -114,6 +114,8 @@ class Engine:
         self._slots = Slots(runner, self.capacity.kept)
         self._active: list[Job] = []
         self._numbers = itertools.count()
+        if self.capacity.memory is not None:
+            runner.bytes_for(1)  # which may have to be measured, and nothing else may run meanwhile
 
     def submit(self, request: Request) -> Handle:
         """Take a request, which is begun when its turn comes.
@@ -216,6 +218,10 @@ class Engine:
                 self._slots.give_back(job)
                 job.fail(error)
                 continue
+            except BaseException:  # an interrupt: it is not lost
+                self._slots.give_back(job)
+                self._queue.push(job.request.user, job, first=True)
+                raise
             job.reused = max(job.reused, reused)
             self.counts.reused += reused
             self._active.append(job)

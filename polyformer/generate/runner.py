@@ -28,23 +28,35 @@ class Runner(Protocol):
     """Runs a model on the sequences in its slots. What it is asked is in order: the engine looks after that.
 
     A call that raises has changed nothing that counts: the slots hold what they held before.
-
-    Attributes:
-        slots: how many sequences it can hold.
-        positions: the longest sequence, or None where there is no bound.
-        vocabulary: V.
-        source_positions, source_vocabulary: the same of the source, for encoder–decoders; else None.
-        reads_source: whether it is an encoder–decoder, so that a slot must be given a source before its first row.
-        version: names the weights. What was computed under another one is never used again.
     """
 
-    slots: int
-    positions: int | None
-    vocabulary: int
-    source_positions: int | None
-    source_vocabulary: int | None
-    reads_source: bool
-    version: Hashable
+    @property
+    def slots(self) -> int:
+        """How many sequences it can hold."""
+
+    @property
+    def positions(self) -> int | None:
+        """The longest sequence, or None where there is no bound."""
+
+    @property
+    def vocabulary(self) -> int:
+        """V."""
+
+    @property
+    def source_positions(self) -> int | None:
+        """The longest source, for encoder–decoders; None where there is no bound."""
+
+    @property
+    def source_vocabulary(self) -> int | None:
+        """How many tokens sources are made of; None where there are no sources."""
+
+    @property
+    def reads_source(self) -> bool:
+        """Whether it is an encoder–decoder, so that a slot must be given a source before its first row."""
+
+    @property
+    def version(self) -> Hashable:
+        """Names the weights. What was computed under another one is never used again."""
 
     def step(self, rows: Rows, wanted: Sequence[int]) -> Tensor:
         """Run the rows, hold what later ones need of them, and return the scores [W, V] of those wanted, in float32.

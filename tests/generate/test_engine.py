@@ -384,3 +384,20 @@ def test_an_interrupt_leaves_the_engine_as_it_was() -> None:
             except KeyboardInterrupt:
                 continue
         same(handle.result(), alone(kind, [request])[0])
+
+
+def test_an_interrupt_while_a_source_is_read() -> None:
+    class Interrupted(TorchRunner):
+        calls = 0
+
+        def read(self, slot: int, source: Sequence[int]) -> None:
+            Interrupted.calls += 1
+            if Interrupted.calls == 1:
+                raise KeyboardInterrupt
+            super().read(slot, source)
+
+    request = Request([1], Sampling(limit=4), source=[5, 6])
+    handle = Engine(Interrupted(writer("encoder-decoder"), 1)).submit(request)
+    with pytest.raises(KeyboardInterrupt):
+        handle.result()
+    same(handle.result(), alone("encoder-decoder", [request])[0])
