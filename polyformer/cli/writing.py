@@ -9,7 +9,8 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
 
 Texts = Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Standard input, line by line, if none.")]
 Stats = Annotated[bool, typer.Option("--stats", help="Tell how fast it was, on the error stream or in the JSON.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="KIND",
+        help="How matrices are held where the model runs natively: as stored (in a GGUF file; the default of one), "
+        "fp32 (of all else), q8, q4; or pytorch, to run there.",
+    ),
+]
 LEAVE = ("/exit", "/quit")
 
 
@@ -35,11 +45,12 @@ def generate(
     chat: Annotated[
         bool, typer.Option("--chat", help="Each text is a message, put in the model's chat template.")
     ] = False,
+    weights: Weights = None,
     as_json: AsJson = False,
     stats: Stats = False,
 ) -> None:
     """Continue texts, or answer them with an encoder-decoder model, all together, and print them as they come."""
-    loaded = load_model(model)
+    loaded = _loaded(model, weights)
     searches = loaded.model.encoder is not None and not sampling.temperature
     engine = loaded.engine()
     for some in [prompts] if prompts else lines_of_input():
@@ -67,6 +78,7 @@ def chat(
     model: Model,
     sampling: Any,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told first.")] = None,
+    weights: Weights = None,
     stats: Stats = False,
 ) -> None:
     """Talk with a model: /clear begins anew, /exit leaves, and an interrupt stops an answer.
@@ -75,7 +87,7 @@ def chat(
     """
     from polyformer.generate import Capacity
 
-    loaded = load_model(model)
+    loaded = _loaded(model, weights)
     first = [] if system is None else [{"role": "system", "content": system}]
     talk = Talk(loaded, loaded.engine(2, Capacity(kept=1)), sampling, list(first))
     if sys.stdin.isatty():
@@ -95,6 +107,20 @@ def chat(
             continue
         if stats:
             typer.echo(clock.sentence(talk.engine), err=True)
+
+
+def _loaded(model: Path, weights: str | None) -> Loaded:
+    """Load a model as it is asked for."""
+    if weights == "pytorch":
+        return load_model(model)
+    from polyformer.loaded import load_to_write
+    from polyformer.native.given import Precision
+
+    kinds: tuple[Precision, ...] = get_args(Precision)
+    asked = weights and weights.replace("-", " ")
+    if asked is not None and asked not in kinds:
+        raise RunError(f"there are no weights '{weights}'; choose one of {', '.join(kinds)}, pytorch")
+    return load_to_write(model, next((kind for kind in kinds if kind == asked), None))
 
 
 @dataclass

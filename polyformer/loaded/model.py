@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from polyformer.data.images import ImageReader
     from polyformer.data.tokenizer import TextPairTokenizer
     from polyformer.generate import Answer, Capacity, Engine, Request, Sampling, Search, Translation
+    from polyformer.native.given import Precision
     from polyformer.parts.part import Part
 
 
@@ -55,6 +56,7 @@ class Loaded:
         labels: what a classifier's outputs mean.
         pooling: turns rows into a text's vector, where the folder says how (sentence-transformers).
         files: what else lies in the folder and belongs to the model, written back unchanged.
+        native: how matrices are held where the engine runs the model natively; None where it runs in PyTorch.
     """
 
     model: TransformerPart
@@ -66,6 +68,7 @@ class Loaded:
     labels: tuple[str, ...] = ()
     pooling: Pooling | None = None
     files: dict[str, bytes] = field(default_factory=dict, repr=False)
+    native: Precision | None = None
 
     @property
     def spec(self) -> Transformer:

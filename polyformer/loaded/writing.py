@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from polyformer.loaded.model import Loaded
 
 
+LONGEST = 2**15
+"""Tokens of a text at most, where it is written natively."""
+
+
 class TargetDecoder:
     """Turns a decoder's tokens into text, by a tokenizer of pairs.
 
@@ -41,10 +45,20 @@ def context_of(loaded: Loaded) -> int | None:
 
 
 def engine_for(loaded: Loaded, slots: int, capacity: Capacity | None) -> Engine:
-    """Return an engine that runs the model in PyTorch."""
+    """Return an engine that runs the model natively, if it was loaded for that, or else in PyTorch."""
     from polyformer.generate import Engine, TorchRunner
 
-    return Engine(TorchRunner(loaded.model, slots, context_of(loaded)), capacity)
+    if loaded.native is None:
+        return Engine(TorchRunner(loaded.model, slots, context_of(loaded)), capacity)
+    import torch
+
+    from polyformer.native.machine import Machine
+    from polyformer.native.runner import runner
+
+    only_on_disk = any(one.is_meta for one in loaded.model.parameters())
+    model = loaded.folder if only_on_disk and loaded.folder is not None else loaded.model
+    machine = Machine(slots, min(context_of(loaded) or LONGEST, LONGEST), torch.get_num_threads())
+    return Engine(runner(model, loaded.native, machine), capacity)
 
 
 def requests_for(loaded: Loaded, texts: Sequence[str], settings: Sampling) -> list[Request]:
