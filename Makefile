@@ -1,4 +1,4 @@
-# make run | test | test-slow | parity | contract | check | bench: each does all its own set-up in a fresh clone.
+# make run | test | test-slow | parity | contract | check | bench | sanitize: each does all its own set-up in a fresh clone.
 #
 #   make run RECIPE=recipes/other.toml OUT=runs/other ARGS='--set train.budget.count=10'
 #   make test ARGS='tests/parts -k causal'
@@ -15,9 +15,11 @@ BIN  := $(VENV)/bin
 RUN  := $(VENV)/.installed-run
 DEV  := $(VENV)/.installed-dev
 
+NATIVE := setup.py $(wildcard polyformer/native/src/*)
+
 OLD_PYTHON := polyformer needs Python 3.11 or newer, and $(PYTHON) is not: name another one, as in "make PYTHON=python3.12"
 
-.PHONY: help run test test-slow parity contract check bench clean
+.PHONY: help run test test-slow parity contract check bench sanitize clean
 .DEFAULT_GOAL := help
 
 help:
@@ -47,15 +49,19 @@ check: $(DEV)
 bench: $(DEV)
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS) || exit 1; done
 
+# The native side under the address and undefined-behaviour sanitizers, with programs, weights and tokens at random.
+sanitize: $(DEV)
+	$(BIN)/python -m tests.native.test_sanitize $(ARGS)
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis polyformer.egg-info
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis polyformer.egg-info build polyformer/native/_native*
 
 # Installed again whenever what is to be installed has changed. `make run` leaves out what only developers need.
-$(RUN): pyproject.toml constraints.txt | $(BIN)/python
+$(RUN): pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python
 	$(call install,plot)
 	@touch $@
 
-$(DEV): pyproject.toml constraints.txt | $(BIN)/python
+$(DEV): pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python
 	$(call install,dev)
 	@touch $(RUN) $@
 

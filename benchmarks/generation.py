@@ -1,6 +1,6 @@
 """Writing speed of the native runtime beside PyTorch, llama.cpp, and the time that reading the weights once takes.
 
-    python benchmarks/generation.py MODEL.gguf [--json FILE] [--threads 2] [--rounds 5] [--tokens 48] [--forms q8,q4]
+    python benchmarks/generation.py [MODEL.gguf] [--json FILE] [--threads 2] [--rounds 5] [--tokens 48] [--forms q8,q4]
 
 Three figures for each contender: tokens a second alone, of eight sequences at once (all together), and of a prompt of
 512 tokens. Contenders take turns, round after round, in one process, so that the machine's moods reach all alike; the
@@ -29,6 +29,8 @@ import numpy as np
 import torch
 
 import polyformer as pf
+from polyformer.errors import PolyformerError
+from polyformer.loaded.ready import ready_path
 from polyformer.native.given import Precision
 from polyformer.native.library import required
 from polyformer.native.machine import Machine
@@ -39,6 +41,9 @@ from polyformer.weights.gguf import read_gguf
 
 PROMPT, BATCH, ROOM = 512, 8, 1024
 TEXT = "The history of the city goes back to Roman times, when a small town stood on the river. In the year"
+
+
+SILENCE = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
 
 
 def prompt(vocabulary: int) -> list[int]:
@@ -163,7 +168,7 @@ def llama_cpp(file: Path, threads: int) -> Contender | None:
         import llama_cpp as peer
     except ImportError:
         return None
-    peer.llama_log_set(ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None), None)
+    peer.llama_log_set(SILENCE, None)
     peer.llama_backend_init()
     model = peer.llama_model_load_from_file(str(file).encode(), peer.llama_model_default_params())
     settings = peer.llama_context_default_params()
@@ -217,7 +222,7 @@ def bandwidth(numbers: np.ndarray, threads: int, clock: Callable[[], float]) -> 
 def main() -> None:
     """Measure and print."""
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("model", type=Path)
+    asked.add_argument("model", type=Path, nargs="?", default=Path("smollm2"))
     asked.add_argument("--json", type=Path)
     asked.add_argument("--threads", type=int, default=2)
     asked.add_argument("--rounds", type=int, default=5)
@@ -228,6 +233,11 @@ def main() -> None:
     clock = time.thread_time if given.busy else time.perf_counter
     given.threads = 1 if given.busy else given.threads
     torch.set_num_threads(given.threads)
+    try:
+        given.model = ready_path(given.model)
+    except PolyformerError as error:
+        print(error)
+        return
     loaded = pf.load(given.model)
     ids = loaded.texts.encode(TEXT)
     with torch.inference_mode():

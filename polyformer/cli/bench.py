@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polyformer.cli.common import AsJson, Force, Model, app, load_model
+from polyformer.cli.common import AsJson, Force, Model, Weights, app, load_writer
 from polyformer.cli.progress import counting
 from polyformer.errors import RunError, SpecError, suggest
 
@@ -94,7 +94,7 @@ def generate(
     guess: Annotated[
         str | None, typer.Option(metavar="WAY", help="Guess tokens: lookup, or by so many first blocks, such as 10.")
     ] = None,
-    runtime: Annotated[str, typer.Option(help="What runs the model: torch or native.")] = "torch",
+    weights: Weights = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how fast a model writes: one text, and several at once."""
@@ -108,10 +108,11 @@ def generate(
     if guess is not None and guess != "lookup" and not guess.isdigit():
         raise RunError(f"--guess knows lookup, or a number of blocks, not '{guess}'")
     asked = Writing(prompt, written, tuple(int(count) for count in together.split(",")), rounds)
-    loaded = load_model(model)
-    rates = measure(lambda count: loaded.engine(count, guess=guess, runtime=runtime), asked)
+    loaded = load_writer(model, weights)
+    rates = measure(lambda count: loaded.engine(count, guess=guess), asked)
     if as_json:
-        typer.echo(json.dumps({"model": str(model), "runtime": runtime, "asked": asked.to_data(), **rates.to_data()}))
+        told = {"model": str(model), "weights": loaded.native or "pytorch", "asked": asked.to_data()}
+        typer.echo(json.dumps(told | rates.to_data()))
         return
     table = Table("texts", "read, tokens/s", "written, tokens/s", "times one", "first token, s", "cache, MB", box=None)
     for rate in rates.rates:
@@ -119,8 +120,8 @@ def generate(
         table.add_row(str(rate.together), *figures, f"{rate.first:.2f}", f"{rate.cache / 1e6:,.1f}")
     Console().print(table)
     if guess is not None:
-        told = f"{rates.guesses.acceptance:.0%} of {rates.guesses.guessed:,} guesses were right"
-        typer.echo(f"{told}; a pass that judged some wrote {rates.guesses.gain:.2f} tokens in the mean")
+        right = f"{rates.guesses.acceptance:.0%} of {rates.guesses.guessed:,} guesses were right"
+        typer.echo(f"{right}; a pass that judged some wrote {rates.guesses.gain:.2f} tokens in the mean")
 
 
 def _settings(lengths: str, only: str, settings: list[str], budget: float, fit_from: int) -> Settings:

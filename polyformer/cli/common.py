@@ -7,12 +7,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from typer.core import TyperGroup
 
-from polyformer.errors import DataError, PolyformerError
+from polyformer.errors import DataError, PolyformerError, RunError
 
 if TYPE_CHECKING:
     from polyformer.loaded import Loaded
@@ -62,6 +62,15 @@ app = typer.Typer(
 )
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of ours, or a Hugging Face folder.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="KIND",
+        help="How matrices are held where the model runs natively: as stored (in a GGUF file; the default of one), "
+        "fp32 (of all else), q8, q4; or pytorch, to run there.",
+    ),
+]
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A Hugging Face folder, a GGUF file, a run folder of ours, or smollm2.")
 ]
@@ -102,3 +111,17 @@ def _decoded(line: bytes, number: int) -> str:
         return line.decode("utf-8").rstrip("\r")
     except UnicodeDecodeError as error:
         raise DataError(f"standard input, line {number}: not UTF-8 at byte {error.start + 1} of the line") from None
+
+
+def load_writer(model: Path, weights: str | None) -> Loaded:
+    """Load a model that is to write, natively where it can; `weights` says how its matrices are held (`Weights`)."""
+    if weights == "pytorch":
+        return load_model(model)
+    from polyformer.loaded import load_to_write
+    from polyformer.native.given import Precision
+
+    kinds: tuple[Precision, ...] = get_args(Precision)
+    asked = weights and weights.replace("-", " ")
+    if asked is not None and asked not in kinds:
+        raise RunError(f"there are no weights '{weights}'; choose one of {', '.join(kinds)}, pytorch")
+    return load_to_write(model, next((kind for kind in kinds if kind == asked), None))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polyformer.cli.common import AsJson, Model, app, lines_of_input, load_model
+from polyformer.cli.common import AsJson, Model, Weights, app, lines_of_input, load_writer
 from polyformer.cli.sampling import samples
 from polyformer.errors import PolyformerError, RunError
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 Texts = Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Standard input, line by line, if none.")]
 Stats = Annotated[bool, typer.Option("--stats", help="Tell how fast it was, on the error stream or in the JSON.")]
-Runtime = Annotated[str, typer.Option(help="What runs the model: torch or native.")]
 LEAVE = ("/exit", "/quit")
 
 
@@ -36,14 +35,14 @@ def generate(
     chat: Annotated[
         bool, typer.Option("--chat", help="Each text is a message, put in the model's chat template.")
     ] = False,
-    runtime: Runtime = "torch",
+    weights: Weights = None,
     as_json: AsJson = False,
     stats: Stats = False,
 ) -> None:
     """Continue texts, or answer them with an encoder-decoder model, all together, and print them as they come."""
-    loaded = load_model(model)
+    loaded = load_writer(model, weights)
     searches = loaded.model.encoder is not None and not sampling.temperature
-    engine = loaded.engine(runtime=runtime)
+    engine = loaded.engine()
     for some in [prompts] if prompts else lines_of_input():
         if searches and not chat:
             _searched(loaded, some, sampling, as_json)
@@ -69,7 +68,7 @@ def chat(
     model: Model,
     sampling: Any,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told first.")] = None,
-    runtime: Runtime = "torch",
+    weights: Weights = None,
     stats: Stats = False,
 ) -> None:
     """Talk with a model: /clear begins anew, /exit leaves, and an interrupt stops an answer.
@@ -78,9 +77,9 @@ def chat(
     """
     from polyformer.generate import Capacity
 
-    loaded = load_model(model)
+    loaded = load_writer(model, weights)
     first = [] if system is None else [{"role": "system", "content": system}]
-    talk = Talk(loaded, loaded.engine(2, Capacity(kept=1), runtime=runtime), sampling, list(first))
+    talk = Talk(loaded, loaded.engine(2, Capacity(kept=1)), sampling, list(first))
     if sys.stdin.isatty():
         typer.echo("/clear begins anew, /exit leaves; Ctrl-C stops an answer.", err=True)
     for line in _messages():

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
 
-from polyformer.errors import WeightsError
+from polyformer.errors import RunError, WeightsError
 from polyformer.families.sentence import MODULES
 from polyformer.loaded.model import Loaded
 from polyformer.loaded.own import SPEC, load_own, read_own_spec, save_own
 from polyformer.loaded.ready import ready_path
 from polyformer.loaded.reference import CONFIG, load_reference, read_reference_family, save_reference
+from polyformer.native.builder import LoweringError
+from polyformer.native.given import Precision
+from polyformer.native.library import required
+from polyformer.native.lowering import lower
 from polyformer.parts.model import Transformer
 from polyformer.weights.files import read_tensors
 from polyformer.weights.folders import recover, staged_folder
@@ -54,6 +59,35 @@ def load(
             return load_reference(path, device, dtype, read_pickled)
         return load_reference(path, device, dtype, read_tensors)
     raise _no_model(path)
+
+
+def load_to_write(path: str | Path, weights: Precision | None = None) -> Loaded:
+    """Load a model whose engine runs it natively, where that is compiled and the model has a program.
+
+    Args:
+        path: what `load` takes. Of a GGUF file no floats are made; the model can write and nothing else.
+        weights: how matrices are held. If None: as a GGUF file stores them, and in single precision those of a
+            folder; and what can't run natively runs in PyTorch.
+    Raises:
+        LoweringError, RunError: `weights` are named, but the model can't run natively.
+        WeightsError, SpecError: as `load` does.
+    """
+    path = ready_path(Path(path))
+    try:
+        required()
+        lower(read_spec(path))
+    except (LoweringError, RunError) as error:
+        if weights is not None:
+            raise
+        logging.getLogger("polyformer").info("%s runs in PyTorch: %s", path, error)
+        return load(path)
+    if path.is_file():
+        from polyformer.loaded.gguf import open_gguf
+
+        return open_gguf(path, weights or "as stored")
+    loaded = load(path)
+    loaded.native = weights or "fp32"
+    return loaded
 
 
 def _no_model(path: Path) -> WeightsError:

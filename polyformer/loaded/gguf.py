@@ -14,8 +14,17 @@ from polyformer.families.generation import Generation
 from polyformer.families.gguf import gguf_config, gguf_names
 from polyformer.loaded.model import Loaded, ready
 from polyformer.loaded.tokenizers import refuse_foreign
+from polyformer.native.given import Precision
 from polyformer.weights.assemble import assemble
 from polyformer.weights.gguf import GgufFile, read_gguf
+
+
+def open_gguf(path: Path, native: Precision) -> Loaded:
+    """Open a GGUF file whose model is to run natively: its weights stay in the file until then."""
+    family, config, file = read_gguf_family(path)
+    return _with_texts(
+        Loaded(ready(family.spec().build("meta")), family=family, folder=path, native=native), config, file
+    )
 
 
 def load_gguf(path: Path, device: torch.device | str | None, dtype: torch.dtype | None) -> Loaded:
@@ -23,7 +32,11 @@ def load_gguf(path: Path, device: torch.device | str | None, dtype: torch.dtype 
     family, config, file = read_gguf_family(path, dtype or torch.float32)
     tensors = family.names().to_ours(gguf_names(config).to_ours(file.tensors))
     loaded = Loaded(ready(assemble(family.spec(), tensors, device, dtype)), family=family, folder=path)
-    loaded.generation = Generation.read(config, {}, str(path))
+    return _with_texts(loaded, config, file)
+
+
+def _with_texts(loaded: Loaded, config: Mapping[str, Any], file: GgufFile) -> Loaded:
+    loaded.generation = Generation.read(config, {}, str(file.path))
     loaded.text_tokenizer = TextTokenizer.from_gguf(file.metadata)
     refuse_foreign(loaded)
     return loaded

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from polyformer.data.images import ImageReader
     from polyformer.data.tokenizer import TextPairTokenizer
     from polyformer.generate import Answer, Capacity, Engine, Request, Sampling, Search, Translation
+    from polyformer.native.given import Precision
     from polyformer.parts.part import Part
 
 
@@ -55,6 +56,7 @@ class Loaded:
         labels: what a classifier's outputs mean.
         pooling: turns rows into a text's vector, where the folder says how (sentence-transformers).
         files: what else lies in the folder and belongs to the model, written back unchanged.
+        native: how matrices are held where the engine runs the model natively; None where it runs in PyTorch.
     """
 
     model: TransformerPart
@@ -66,6 +68,7 @@ class Loaded:
     labels: tuple[str, ...] = ()
     pooling: Pooling | None = None
     files: dict[str, bytes] = field(default_factory=dict, repr=False)
+    native: Precision | None = None
 
     @property
     def spec(self) -> Transformer:
@@ -194,9 +197,7 @@ class Loaded:
 
         return chat_requests_for(self, conversations, settings)
 
-    def engine(
-        self, slots: int = 16, capacity: Capacity | None = None, guess: str | None = None, runtime: str = "torch"
-    ) -> Engine:
+    def engine(self, slots: int = 16, capacity: Capacity | None = None, guess: str | None = None) -> Engine:
         """Return an engine that answers requests, many at once.
 
         Args:
@@ -204,11 +205,10 @@ class Loaded:
             capacity: what it may use; None is as much as it needs.
             guess: guess tokens and judge several in one pass (speculative decoding): "lookup" looks in the text itself,
                 a number such as "10" lets so many of the model's first blocks guess.
-            runtime: "torch", or "native" where it is compiled and every part of the model can be lowered.
         """
         from polyformer.loaded.writing import engine_for
 
-        return engine_for(self, slots, capacity, guess, runtime)
+        return engine_for(self, slots, capacity, guess)
 
     def _answered(self, asked: Sequence[Request]) -> list[Answer]:
         from polyformer.generate import TOGETHER, Capacity

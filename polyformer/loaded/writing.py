@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from polyformer.generate import Capacity, Engine, Guesser, Request, Runner, Sampling
     from polyformer.loaded.model import Loaded
 
-ROOM = 2048
-"""Tokens that a sequence may have natively, where the model sets no bound."""
+
+LONGEST = 2**15
+"""Tokens of a text at most, where it is written natively."""
 
 
 class TargetDecoder:
@@ -43,36 +44,28 @@ def context_of(loaded: Loaded) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def runner_for(loaded: Loaded, slots: int, runtime: str) -> Runner:
-    """Return what runs the model: in PyTorch, or natively, where a GGUF file's blocks are taken as they are stored."""
+def runner_for(loaded: Loaded, slots: int) -> Runner:
+    """Return what runs the model: natively, if it was loaded for that, or else in PyTorch."""
+    from polyformer.generate import runner_of
+
+    if loaded.native is None:
+        return runner_of(loaded.model, slots, context_of(loaded))
     import torch
 
-    from polyformer.generate import runner_of
-    from polyformer.generate.search import positions_of
-
-    context = context_of(loaded)
-    if runtime == "torch":
-        return runner_of(loaded.model, slots, context)
-    if runtime != "native":
-        raise SpecError(f"models run in torch or native, not '{runtime}'")
     from polyformer.native.machine import Machine
     from polyformer.native.runner import runner
 
-    room = context or positions_of(loaded.spec.target) or ROOM
-    machine = Machine(slots, room, torch.get_num_threads())
-    file = loaded.folder
-    is_file = file is not None and file.suffix.lower() == ".gguf" and file.is_file()
-    return runner(file if is_file and file is not None else loaded.model, machine=machine)
+    only_on_disk = any(one.is_meta for one in loaded.model.parameters())
+    model = loaded.folder if only_on_disk and loaded.folder is not None else loaded.model
+    machine = Machine(slots, min(context_of(loaded) or LONGEST, LONGEST), torch.get_num_threads())
+    return runner(model, loaded.native, machine)
 
 
-def engine_for(
-    loaded: Loaded, slots: int, capacity: Capacity | None, guess: str | None = None, runtime: str = "torch"
-) -> Engine:
-    """Return an engine; raises `SpecError` for a way of guessing, or a runtime, that isn't known."""
+def engine_for(loaded: Loaded, slots: int, capacity: Capacity | None, guess: str | None = None) -> Engine:
+    """Return an engine; raises `SpecError` for a way of guessing that isn't known."""
     from polyformer.generate import Engine
 
-    runner = runner_for(loaded, slots, runtime)
-    return Engine(runner, capacity, None if guess is None else _guesser(loaded, slots, guess))
+    return Engine(runner_for(loaded, slots), capacity, None if guess is None else _guesser(loaded, slots, guess))
 
 
 def _guesser(loaded: Loaded, slots: int, guess: str) -> Guesser:
@@ -82,6 +75,8 @@ def _guesser(loaded: Loaded, slots: int, guess: str) -> Guesser:
         return PromptLookup()
     if not guess.isdigit():
         raise SpecError(f"tokens are guessed by lookup or a number of blocks, not '{guess}'")
+    if any(one.is_meta for one in loaded.model.parameters()):
+        raise SpecError("a model's first blocks guess in PyTorch; load it there, with --weights pytorch")
     return Draft(TorchRunner(early_exit(loaded.model, int(guess)), slots, context_of(loaded)))
 
 

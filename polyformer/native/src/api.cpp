@@ -105,14 +105,18 @@ FACE int32_t pf_length(void* state, int64_t slot, int64_t* length, char* error) 
 
 // How quickly memory is read: the sum of some numbers, by several threads, so that it can't be left out.
 FACE double pf_sum(const float* numbers, int64_t count, int32_t threads) {
+    constexpr int64_t SOME = 1 << 18;
     Pool pool(std::max(threads, 1));
-    std::vector<double> sums((size_t)pool.threads());
+    std::vector<double> sums((size_t)pool.threads() * 8);
+    Share share;
+    share.set(count / SOME);
     pool.run([&](int thread) {
-        const int64_t first = count / 64 * thread / pool.threads() * 64, end = count / 64 * (thread + 1) / pool.threads() * 64;
-        float total[64] = {0};
-        for (int64_t i = first; i < end; i += 64)
-            for (int k = 0; k < 64; ++k) total[k] += numbers[i + k];
-        for (float one : total) sums[(size_t)thread] += one;
+        share.work([&](int64_t piece) {
+            float total[64] = {0};
+            for (int64_t i = piece * SOME; i < (piece + 1) * SOME; i += 64)
+                for (int k = 0; k < 64; ++k) total[k] += numbers[i + k];
+            for (float one : total) sums[(size_t)thread * 8] += one;
+        });
     });
     double total = 0;
     for (double one : sums) total += one;

@@ -54,15 +54,6 @@ void State::pieces_of(const Instruction& one, std::vector<Piece>& into) const {
     std::reverse(into.begin(), into.end());  // the longest first
 }
 
-void State::attention(const Instruction& one, int64_t number, int thread) {
-    const std::vector<Piece>& pieces = pieces_[(size_t)number];
-    for (;;) {
-        const int64_t next = counters_[8 * number].fetch_add(1, std::memory_order_relaxed);
-        if (next >= (int64_t)pieces.size()) return;
-        look(one, pieces[(size_t)next], thread);
-    }
-}
-
 int64_t State::keys_of(const Instruction& one, int64_t row) const {
     return one.choice == 0 ? tokens_.places[row] + 1 : store_of(one, row).length;
 }

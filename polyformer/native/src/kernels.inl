@@ -8,6 +8,9 @@
 
 namespace {
 
+// How many bytes of a matrix are asked for beforehand; processors do so by themselves only within a page.
+constexpr int64_t AHEAD = 2048;
+
 template <int T>
 INLINE void finish(f8 (&total)[T][2], int64_t first, const polyformer::Target& target) {
     for (int t = 0; t < T; ++t) {
@@ -50,6 +53,7 @@ INLINE void coded_tile(const uint8_t* block, const polyformer::Operand& x, int64
     const float *scales = x.scales + first * x.groups, *sums = x.sums + first * x.groups;
     for (int t = 0; t < T; ++t) total[t][0] = total[t][1] = all8(0);
     for (int64_t g = 0; g < x.groups; ++g, block += bytes) {
+        for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(block + AHEAD + line);
         i8x sum[T][2];
         dots<BITS, T>(block + before, codes + g * 32, width, sum);
         for (int half = 0; half < 2; ++half) {

@@ -1,5 +1,6 @@
-// Threads that wait for work within one call. They spin for some microseconds, since work comes in pieces as small as
-// that, then give their turn to others, so that two programs on the same cores don't starve each other; and between
+// Threads that help with a call's work. Work comes in pieces that whoever is there takes, so that a thread which the
+// system has put aside keeps nobody waiting unless it holds a piece; two programs on the same cores don't starve each
+// other. Threads spin for some microseconds, since pieces are as short as that, then give their turn to others; between
 // calls they sleep.
 #pragma once
 
@@ -13,13 +14,26 @@
 
 namespace polyformer {
 
-inline void pause_briefly() {
+// Waits a little longer each time that it is asked to.
+class Patience {
+  public:
+    void wait() {
+        if (++turns_ > TURNS) {
+            sched_yield();
+            return;
+        }
 #if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
+        __builtin_ia32_pause();
 #elif defined(__aarch64__)
-    __asm__ __volatile__("yield");
+        __asm__ __volatile__("yield");
 #endif
-}
+    }
+    bool over() const { return turns_ > TURNS; }
+
+  private:
+    static constexpr int TURNS = 1000;
+    int turns_ = 0;
+};
 
 class Pool {
   public:
@@ -42,46 +56,28 @@ class Pool {
 
     int threads() const { return threads_; }
 
-    // Let every thread do the work, each told its number; the caller is number 0.
+    // Do the work, each thread told its number (the caller's is 0), as many of them as come before it is done.
     void run(const std::function<void(int)>& work) {
-        if (threads_ > 1) {
-            {
-                std::lock_guard<std::mutex> lock(mutex_);
-                work_ = &work;
-                ++called_;
-            }
-            wake_.notify_all();
+        if (threads_ == 1) return work(0);
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            work_ = &work;
+            ++called_;
         }
+        wake_.notify_all();
         work(0);
-        meet();  // all have done it
-    }
-
-    // Wait for all threads.
-    void meet() {
-        if (threads_ == 1) return;
-        const unsigned now = round_.load(std::memory_order_acquire);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
-            arrived_.store(0, std::memory_order_relaxed);
-            round_.store(now + 1, std::memory_order_release);
-            return;
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            work_ = nullptr;
         }
-        for (int turns = 0; round_.load(std::memory_order_acquire) == now; ++turns) {
-            if (turns < PATIENCE) {
-                pause_briefly();
-            } else {
-                sched_yield();
-            }
-        }
+        for (Patience patience; inside_.load(std::memory_order_acquire);) patience.wait();
     }
 
   private:
-    static constexpr int PATIENCE = 1000;
-
     void serve(int number) {
         unsigned seen = 0;
         for (;;) {
-            for (int turns = 0; called_.load(std::memory_order_acquire) == seen && turns < PATIENCE; ++turns)
-                pause_briefly();
+            for (Patience patience; called_.load(std::memory_order_acquire) == seen && !patience.over();) patience.wait();
             const std::function<void(int)>* work;
             {
                 std::unique_lock<std::mutex> lock(mutex_);
@@ -89,9 +85,11 @@ class Pool {
                 seen = called_.load(std::memory_order_relaxed);
                 if (ending_) return;
                 work = work_;
+                if (work) inside_.fetch_add(1, std::memory_order_relaxed);
             }
+            if (!work) continue;
             (*work)(number);
-            meet();
+            inside_.fetch_sub(1, std::memory_order_release);
         }
     }
 
@@ -102,8 +100,33 @@ class Pool {
     const std::function<void(int)>* work_ = nullptr;
     bool ending_ = false;
     std::atomic<unsigned> called_{0};
-    alignas(64) std::atomic<int> arrived_{0};
-    alignas(64) std::atomic<unsigned> round_{0};
+    alignas(64) std::atomic<int> inside_{0};
+};
+
+// Pieces of work that threads take, one by one, and that are all done before any goes on.
+class Share {
+  public:
+    void set(int64_t pieces) {
+        pieces_ = pieces;
+        taken_.store(0, std::memory_order_relaxed);
+        done_.store(0, std::memory_order_relaxed);
+    }
+
+    template <class Work>
+    void work(Work work) {
+        for (;;) {
+            const int64_t piece = taken_.fetch_add(1, std::memory_order_relaxed);
+            if (piece >= pieces_) break;
+            work(piece);
+            done_.fetch_add(1, std::memory_order_release);
+        }
+        for (Patience patience; done_.load(std::memory_order_acquire) < pieces_;) patience.wait();
+    }
+
+  private:
+    int64_t pieces_ = 0;
+    alignas(64) std::atomic<int64_t> taken_{0};
+    alignas(64) std::atomic<int64_t> done_{0};
 };
 
 }  // namespace polyformer

@@ -58,7 +58,7 @@ State::State(const Model& model, const Settings& settings)
     for (const Instruction& one : program.write)
         looks_back_ |= one.code == LOOK && program.caches[(size_t)one.number].memory;
     scratch_.resize((size_t)settings.threads);
-    counters_ = std::make_unique<std::atomic<int64_t>[]>(8 * (std::max(write_.size(), read_.size()) + 1));
+    shares_ = std::make_unique<Share[]>(std::max(write_.size(), read_.size()));
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -292,17 +292,57 @@ void State::read(int64_t slot, int64_t count, const int64_t* ids) {
 void State::run(const std::vector<Phase>& phases, const Tokens& tokens) {
     tokens_ = tokens;
     for (size_t i = 0; i < phases.size(); ++i) {
-        counters_[8 * i].store(0, std::memory_order_relaxed);
         const Instruction* one = phases[i].all;
-        if (one && one->code == LOOK) pieces_of(*one, pieces_[i]);
+        const int64_t rows = rows_of(phases[i]);
+        if (!one) {
+            shares_[i].set((rows + rows_at_once(rows) - 1) / rows_at_once(rows));
+        } else if (one->code == MULTIPLY) {
+            const int64_t blocks = blocks_of(*one), piece = blocks_at_once(blocks);
+            shares_[i].set((blocks + piece - 1) / piece);
+        } else {
+            pieces_of(*one, pieces_[i]);
+            shares_[i].set((int64_t)pieces_[i].size());
+        }
     }
     pool_.run([&](int thread) { work(phases, thread); });
 }
 
+int64_t State::rows_of(const Phase& phase) const { return phase.picked ? tokens_.wanted : tokens_.count; }
+
+// Rows that a thread takes at a time.
+int64_t State::rows_at_once(int64_t rows) const { return std::max<int64_t>(1, rows / (4 * settings_.threads)); }
+
+// Blocks of 16 outputs that a thread takes at a time.
+int64_t State::blocks_at_once(int64_t blocks) const { return std::max<int64_t>(1, blocks / (8 * settings_.threads)); }
+
+int64_t State::blocks_of(const Instruction& one) const {
+    int64_t blocks = 0;
+    for (const Product& product : one.products) blocks += model_.matrices[(size_t)product.matrix].blocks;
+    return blocks;
+}
+
 void State::work(const std::vector<Phase>& phases, int thread) {
-    const int64_t threads = settings_.threads, count = tokens_.count;
-    const auto first = [&](int64_t n, int64_t i) { return n * i / threads; };
-    for (int64_t row = first(count, thread); row < first(count, thread + 1); ++row) {
+    for (size_t i = 0; i < phases.size(); ++i) {
+        const Phase& phase = phases[i];
+        if (phase.picked && !tokens_.wanted) return;
+        if (!phase.all) {
+            const int64_t rows = rows_of(phase), some = rows_at_once(rows);
+            shares_[i].work([&](int64_t piece) {
+                if (!i) make_waves(piece * some, std::min(rows, (piece + 1) * some));
+                row_by_row(phase, piece * some, std::min(rows, (piece + 1) * some));
+            });
+        } else if (phase.all->code == MULTIPLY) {
+            const int64_t some = blocks_at_once(blocks_of(*phase.all));
+            shares_[i].work([&](int64_t piece) { products(phase, piece * some, some); });
+        } else {
+            shares_[i].work([&](int64_t piece) { look(*phase.all, pieces_[i][(size_t)piece], thread); });
+        }
+    }
+}
+
+// The cosines and sines of the rows' places, for all layers.
+void State::make_waves(int64_t first, int64_t end) {
+    for (int64_t row = first; row < end; ++row) {
         for (size_t i = 0; i < cosines_.size(); ++i) {
             const Waves& waves = model_.program.waves[i];
             const int64_t pairs = (int64_t)waves.rates.size();
@@ -312,19 +352,6 @@ void State::work(const std::vector<Phase>& phases, int thread) {
                 cosines[k] = std::cos(angle) * waves.strength;
                 cosines[pairs + k] = std::sin(angle) * waves.strength;
             }
-        }
-    }
-    for (size_t i = 0; i < phases.size(); ++i) {
-        const Phase& phase = phases[i];
-        if (phase.picked && !tokens_.wanted) return;  // all threads go
-        const int64_t rows = phase.picked ? tokens_.wanted : count;
-        if (i) pool_.meet();
-        if (!phase.all) {
-            row_by_row(phase, first(rows, thread), first(rows, thread + 1));
-        } else if (phase.all->code == MULTIPLY) {
-            products(phase, (int64_t)i);
-        } else {
-            attention(*phase.all, (int64_t)i, thread);
         }
     }
 }
@@ -452,35 +479,26 @@ void State::quantise(const Instruction& one, int64_t row) {
 // ---------------------------------------------------------------------------------------------------------------
 // Products: blocks of 16 outputs, which threads take in pieces as they come to them
 
-void State::products(const Phase& phase, int64_t number) {
+void State::products(const Phase& phase, int64_t begin, int64_t count) {
     const Instruction& one = *phase.all;
-    const int64_t rows = phase.picked ? tokens_.wanted : tokens_.count, width = wide(one.x);
-    int64_t blocks = 0, widest = 0;
-    for (const Product& product : one.products) {
-        blocks += model_.matrices[(size_t)product.matrix].blocks;
-        widest = std::max<int64_t>(widest, model_.matrices[(size_t)product.matrix].kind == F32 ? 4 : 1);
-    }
+    const int64_t rows = rows_of(phase), width = wide(one.x);
+    bool floats = false;
+    for (const Product& product : one.products) floats |= model_.matrices[(size_t)product.matrix].kind == F32;
     const Operand x{row_of(one.x, 0), width, codes_.get(), code_scales_.get(), code_sums_.get(), (width + GROUP - 1) / GROUP};
     // Rows that stay in a core's cache while a piece of the matrix goes by
-    const int64_t some = std::max<int64_t>(24, ((int64_t)192 << 10) / (width * widest) / 24 * 24);
-    const int64_t piece = std::max<int64_t>(1, blocks / (8 * settings_.threads));
-    std::atomic<int64_t>& counter = counters_[8 * number];
-    for (;;) {
-        const int64_t begin = counter.fetch_add(piece, std::memory_order_relaxed);
-        if (begin >= blocks) return;
-        for (int64_t row = 0; row < rows; row += some) {
-            int64_t before = 0;
-            for (const Product& product : one.products) {
-                const Matrix& matrix = model_.matrices[(size_t)product.matrix];
-                const int64_t from = std::max<int64_t>(begin - before, 0), end = std::min(begin + piece - before, matrix.blocks);
-                const float* bias = product.bias < 0 ? nullptr : model_.vectors[(size_t)product.bias].data();
-                for (int64_t block = from; block < end; ++block) {
-                    const Target target{bias ? bias + block * BLOCK : nullptr, row_of(product.out, 0) + block * BLOCK,
-                                        wide(product.out), std::min(BLOCK, matrix.rows - block * BLOCK)};
-                    kernels_.product[matrix.kind](matrix.block(block), x, row, std::min(some, rows - row), target);
-                }
-                before += matrix.blocks;
+    const int64_t some = std::max<int64_t>(24, ((int64_t)192 << 10) / (width * (floats ? 4 : 1)) / 24 * 24);
+    for (int64_t row = 0; row < rows; row += some) {
+        int64_t before = 0;
+        for (const Product& product : one.products) {
+            const Matrix& matrix = model_.matrices[(size_t)product.matrix];
+            const int64_t from = std::max<int64_t>(begin - before, 0), end = std::min(begin + count - before, matrix.blocks);
+            const float* bias = product.bias < 0 ? nullptr : model_.vectors[(size_t)product.bias].data();
+            for (int64_t block = from; block < end; ++block) {
+                const Target target{bias ? bias + block * BLOCK : nullptr, row_of(product.out, 0) + block * BLOCK,
+                                    wide(product.out), std::min(BLOCK, matrix.rows - block * BLOCK)};
+                kernels_.product[matrix.kind](matrix.block(block), x, row, std::min(some, rows - row), target);
             }
+            before += matrix.blocks;
         }
     }
 }

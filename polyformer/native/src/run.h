@@ -84,7 +84,7 @@ class State {
     struct Slot {
         std::shared_ptr<Store> text, memory;
     };
-    // What is between two meetings of all threads: row by row, products, or attention.
+    // What can be done at once, before all of it must be there: row by row, products, or attention.
     struct Phase {
         std::vector<const Instruction*> rows;
         const Instruction* all = nullptr;
@@ -105,8 +105,12 @@ class State {
     void turn(const Instruction& one, int64_t row);
     void remember(const Instruction& one, int64_t row);
     void quantise(const Instruction& one, int64_t row);
-    void products(const Phase& phase, int64_t number);
-    void attention(const Instruction& one, int64_t number, int thread);
+    void products(const Phase& phase, int64_t begin, int64_t count);
+    void make_waves(int64_t first, int64_t end);
+    int64_t rows_of(const Phase& phase) const;
+    int64_t rows_at_once(int64_t rows) const;
+    int64_t blocks_at_once(int64_t blocks) const;
+    int64_t blocks_of(const Instruction& one) const;
     void look(const Instruction& one, const Piece& piece, int thread);
     void score(const Instruction& one, const Piece& piece, float* scores, int64_t width, int64_t first, int64_t end, int thread);
     void mix(const Instruction& one, const Piece& piece, float* scores, int64_t width, int64_t first, int64_t end, int thread);
@@ -140,7 +144,7 @@ class State {
     std::vector<std::vector<Piece>> pieces_;  // of each phase that looks
     std::vector<Memory<float>> scratch_;
     int64_t scratch_room_ = 0;
-    std::unique_ptr<std::atomic<int64_t>[]> counters_;
+    std::unique_ptr<Share[]> shares_;  // the work of each phase
 };
 
 }  // namespace polyformer
