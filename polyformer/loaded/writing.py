@@ -77,12 +77,15 @@ def engine_for(
 
 def _guesser(loaded: Loaded, slots: int, guess: str) -> Guesser:
     from polyformer.generate import Draft, PromptLookup, TorchRunner, early_exit
+    from polyformer.parts.model import parameters_of
 
     if guess == "lookup":
         return PromptLookup()
     if not guess.isdigit():
         raise SpecError(f"tokens are guessed by lookup or a number of blocks, not '{guess}'")
-    return Draft(TorchRunner(early_exit(loaded.model, int(guess)), slots, context_of(loaded)))
+    draft = early_exit(loaded.model, int(guess))
+    cost = parameters_of(draft) / parameters_of(loaded.model)
+    return Draft(TorchRunner(draft, slots, context_of(loaded)), cost)
 
 
 def requests_for(loaded: Loaded, texts: Sequence[str], settings: Sampling) -> list[Request]:
