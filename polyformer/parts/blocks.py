@@ -18,7 +18,7 @@ from polyformer.parts.places import as_scores, at
 from polyformer.parts.rules import All, Everyone, Joined, Nobody, Rule
 
 if TYPE_CHECKING:
-    from polyformer.parts.rules import End
+    from polyformer.parts.places import End
     from polyformer.parts.view import View
 
 OLD_LENGTHS = (1024, 3072, 4096)

@@ -13,20 +13,17 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from polyformer.errors import SpecError
 from polyformer.parts.contract import Clause, Differs, Refuses, Term
-from polyformer.parts.places import as_scores, at
+from polyformer.parts.places import End, as_scores, at
 from polyformer.spec import Record
 
 if TYPE_CHECKING:
     from polyformer.parts.view import View
-
-End = Literal["left", "right"]
-"""An end of the row."""
 
 
 class Rule(Record, abstract=True):
@@ -37,11 +34,7 @@ class Rule(Record, abstract=True):
         raise NotImplementedError
 
     def allowed(self, view: View) -> Tensor | None:
-        """Return a boolean [1 or B, S, K] of all queries and keys; None means everywhere.
-
-        Raises:
-            SpecError: heads see different keys.
-        """
+        """Return a boolean [1 or B, S, K] of all pairs; None means everywhere. Raises `SpecError` if heads differ."""
         found = view.everywhere(self)
         if found is not None and found.shape[1] > 1:
             raise SpecError(f"{self} means something else for each head, so it can't be one mask for all of them")
@@ -284,12 +277,14 @@ class All(Joined):
         return functools.reduce(Rule.__and__, (rule.settled() for rule in self.rules))
 
     def forgets(self, view: View) -> int | None:
+        if self.ends:
+            return None
         each = [one for rule in self.rules if (one := rule.forgets(view)) is not None]
         return max(each, default=None)
 
     @property
     def forgetful(self) -> bool:
-        return any(rule.forgetful for rule in self.rules)
+        return not self.ends and any(rule.forgetful for rule in self.rules)
 
     def here(self, view: View) -> Rule:
         return functools.reduce(Rule.__and__, (rule.here(view) for rule in self.rules))

@@ -14,26 +14,10 @@ import torch
 from torch import Tensor
 
 from polyformer.errors import SpecError
-from polyformer.parts.places import as_scores, at, changes, places_in_documents
+from polyformer.parts.places import Mask, as_scores, at, document_bounds, pieces_of, places_in_documents
 from polyformer.parts.rules import Causal, Rule
 
 M = TypeVar("M")
-
-
-@dataclass
-class Mask:
-    """A rule lowered for one batch.
-
-    Attributes:
-        causal: the rule is the plain causal triangle, S == K, and nothing else.
-        allowed: boolean [1 or B, 1 or H, S, K], or None where everything is allowed (or `causal` says it all). Rows
-            with nothing to look at are opened to every key here, so that no softmax divides by zero.
-        empty: boolean [1 or B, 1 or H, S, 1], True for those rows, whose result is zeros; None if there are none.
-    """
-
-    causal: bool
-    allowed: Tensor | None
-    empty: Tensor | None
 
 
 @dataclass
@@ -86,17 +70,7 @@ class View:
         Raises:
             SpecError: a document that doesn't stand in one piece, which nothing but a mask of all pairs could tell.
         """
-        documents = self.key_documents
-        if documents is None:
-            return None
-        if self.valid is not None:  # padding may have any number
-            places = torch.arange(self.keys, device=self.device)
-            first = self.valid.int().argmax(1, keepdim=True)
-            documents = documents.gather(1, torch.where(self.valid, places, first).cummax(1).values)
-        numbers = changes(documents).cumsum(1)
-        if bool((numbers[:, -1:] != changes(documents.sort(1).values).sum(1, keepdim=True)).any()):
-            raise SpecError("each packed document must stand in one piece here; rows of another one part one of them")
-        return numbers
+        return None if self.key_documents is None else pieces_of(self.key_documents, self.valid)
 
     @functools.cached_property
     def slack(self) -> int:
@@ -128,11 +102,7 @@ class View:
     def bounds(self) -> tuple[Tensor, Tensor]:
         """The first and the last place of each place's document: two of integers [B, K]."""
         assert self.key_documents is not None
-        _, numbers = torch.unique(self.key_documents, return_inverse=True)
-        places = torch.arange(self.keys, device=self.device).expand_as(numbers)
-        none = torch.zeros(len(numbers), int(numbers.max()) + 1, dtype=places.dtype, device=self.device)
-        first, last = (none.scatter_reduce(1, numbers, places, to, include_self=False) for to in ("amin", "amax"))
-        return first.gather(1, numbers), last.gather(1, numbers)
+        return document_bounds(self.key_documents)
 
     def pairs(self, queries: range, keys: range) -> tuple[Tensor, Tensor]:
         """Return the places of a run of queries, [1, 1, s, 1], and of a run of keys, [1, 1, 1, k]."""

@@ -176,6 +176,12 @@ class TestContract:
         told = (Causal() & Edges(2) & SameDocument()).breaks()["cached"]
         assert told == Refuses("its rule counts from the right end of the row, which moves as the row grows")
 
+    def test_what_counts_from_the_left_end_forgets_nothing(self) -> None:
+        view = view_of(documents=False)
+        assert (Causal() & Window(3)).forgets(view) is not None
+        assert (Causal() & Window(3) & BlockWindow(2)).forgets(view) is None
+        assert not (Causal() & Window(3) & BlockWindow(2)).forgetful
+
     def test_longformer_s_holds_all_but_caching(self) -> None:
         assert set(((Window(3) | Marked()) & SameDocument()).breaks()) == {"cached"}
 

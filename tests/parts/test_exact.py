@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import polyformer.parts.kernels.tiled
 from polyformer.errors import SpecError
-from polyformer.parts import Causal, Context, Kernel, Rule, SameDocument, Sliding, Softmax, Tiled, Window
+from polyformer.parts import Alibi, Causal, Context, Kernel, Rule, SameDocument, Shaw, Sliding, Softmax, Tiled, Window
 from polyformer.parts.flow import Flow, GrowingCache, start_flow
 from polyformer.parts.rules import Everyone
 from polyformer.parts.view import View
@@ -203,6 +204,17 @@ class TestDropout:
         slopes = torch.autograd.grad(along(0.0), qkv)
         slope = sum((one * line).sum() for one, line in zip(slopes, lines, strict=True))
         torch.testing.assert_close(slope, (along(1e-6) - along(-1e-6)) / 2e-6, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("room", [1, 4 * 6, 10**6], ids=["heads", "rows", "all"])
+@pytest.mark.parametrize("groups", [4, 2, 1])
+@pytest.mark.parametrize("layout", ["plain", "padded", "packed"])
+def test_heads_that_take_turns(monkeypatch: pytest.MonkeyPatch, room: int, groups: int, layout: str) -> None:
+    monkeypatch.setattr(polyformer.parts.kernels.tiled, "ROOM", room)
+    flow, qkv = laid_out(layout), draw(13, 13, 4, groups)
+    part = cast(Any, Shaw(E, 3).build(dtype=torch.float64))
+    for bias in (None, part.bias(qkv[0], flow), Alibi(4).build().bias(qkv[0], flow)):  # type: ignore[operator]
+        assert_dense(Tiled(3, 8), Causal() & SameDocument(), flow.view, qkv, bias)
 
 
 @pytest.mark.parametrize("fields", [{"keys": 0}, {"rows": 0}])

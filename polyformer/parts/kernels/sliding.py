@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from polyformer.parts.kernels.kernel import Context, Kernel, rules_of
 from polyformer.parts.kernels.softmax import SoftmaxPart, exact_on_cpu
 from polyformer.parts.part import Part
-from polyformer.parts.rules import Causal, Rule, Window
+from polyformer.parts.rules import Causal, Rule, SameDocument, Window
 from polyformer.parts.view import View
 
 
@@ -91,9 +91,27 @@ class Strips:
         x = F.pad(x[:, max(start, 0) : end], (0, 0, max(-start, 0), max(end - self.keys, 0)))
         return x.unfold(1, self.width, self.block).permute(1, 0, 3, 2)
 
-    def places(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
+    def kinds(self) -> tuple[list[int], list[int]]:
+        """Return blocks of which each is like some others, where only distances count, and which of them each is like.
+
+        Those whose strip is whole are alike.
+        """
+        kinds: list[int] = []
+        like, whole = [], None
+        for i in range(self.blocks):
+            start = self.past + i * self.block
+            if start >= self.back and start + self.block + self.ahead <= self.keys:
+                if whole is not None:
+                    like.append(whole)
+                    continue
+                whole = len(kinds)
+            like.append(len(kinds))
+            kinds.append(i)
+        return kinds, like
+
+    def places(self, view: View, blocks: list[int] | range) -> tuple[Tensor, Tensor, Tensor]:
         """Return places of queries [1, 1, N, c, 1] and of keys [1, 1, N, 1, W], and where these are keys at all."""
-        firsts = torch.arange(0, self.blocks * self.block, self.block, device=view.device)[:, None] + self.past
+        firsts = torch.tensor(list(blocks), device=view.device)[:, None] * self.block + self.past
         queries = (firsts + torch.arange(self.block, device=view.device)).clamp(max=self.keys - 1)
         keys = firsts + torch.arange(-self.back, self.block + self.ahead, device=view.device)
         inside = (keys >= 0) & (keys < self.keys)
@@ -116,11 +134,16 @@ class StripMask:
     @classmethod
     def of(cls, rule: Rule, view: View, strips: Strips, dtype: torch.dtype) -> StripMask:
         """Lower a rule."""
-        queries, keys, inside = strips.places(view)
+        alike = view.valid is None and view.key_documents is None
+        alike = alike and all(isinstance(one, Causal | Window | SameDocument) for one in rules_of(rule))
+        kinds, like = strips.kinds() if alike else (list(range(strips.blocks)), None)
+        queries, keys, inside = strips.places(view, kinds)
         among = view.among(rule, queries, keys)
         allowed = inside if among is None else among & inside
         empty = ~allowed.any(-1, keepdim=True)
         added = torch.zeros_like(allowed, dtype=dtype).masked_fill_(~(allowed | empty), -torch.inf)
+        if like is not None:  # where nothing is empty, since each query sees its own key
+            return cls(added[:, :, torch.tensor(like, device=added.device)], None)
         return cls(added, empty if bool(empty.any()) else None)
 
 
@@ -172,7 +195,7 @@ class SlidingPart(SoftmaxPart):
         mask = view.once(key, lambda: StripMask.of(context.rule, view, strips, q.dtype))
         added = mask.added
         if context.bias is not None:
-            added = context.bias.among(*strips.places(view)[:2]).to(q.dtype) + added
+            added = context.bias.among(*strips.places(view, range(strips.blocks))[:2]).to(q.dtype) + added
         out = []
         for i in range(len(q)):
             found = F.scaled_dot_product_attention(

@@ -7,7 +7,6 @@ block is of s queries and k keys; N is B · G.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,9 +22,9 @@ from polyformer.parts.kernels.kernel import Context, Kernel
 from polyformer.parts.kernels.softmax import SoftmaxPart
 from polyformer.parts.part import Part
 
-ROOM = 2**17
-"""Scores that are worked on at once: as many as the cache of one processor core holds. Heads wait for each other, since
-with all of them at once the products alone take a quarter longer."""
+ROOM = 2**20
+"""Scores that are worked on at once: few enough for the cache, and enough to be worth the calls. Where all heads of a
+batch have more, its rows take turns, or else the heads."""
 
 BITS = math.log2(math.e)
 """Scores are kept in bits, 2^(x · BITS) = e^x: powers of 2 take half of the time."""
@@ -42,18 +41,17 @@ class Tiled(Kernel):
     scores again from their logarithmic sum (algorithm 2). Blocks that the rule rules out are skipped, and those that it
     opens need no mask. Every rule and score bias can be had.
 
-    `keys` and `rows` are the sizes of a block; with `rows` None, one head's block fills a core's cache. What is no
-    larger than one block is left to PyTorch's attention. `scale` None is 1/√E; `dropout` drops attention weights in
-    training.
+    `keys` and `rows` are the sizes of a block; heads that share keys share the rows out among them. What is no larger
+    than one block is left to PyTorch's attention. `scale` None is 1/√E; `dropout` drops attention weights in training.
     """
 
     keys: int = 512
-    rows: int | None = None
+    rows: int = 256
     scale: float | None = None
     dropout: float = 0.0
 
     def check(self) -> None:
-        self.require(self.keys > 0 and (self.rows is None or self.rows > 0), "keys and rows must be at least 1")
+        self.require(min(self.keys, self.rows) > 0, "keys and rows must be at least 1")
         self.require(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")
 
     def module(self) -> Part:
@@ -70,7 +68,7 @@ class TiledPart(SoftmaxPart):
     def attend(self, qkv: tuple[Tensor, Tensor, Tensor], context: Context) -> Tensor:
         q, k, _ = qkv
         _, heads, length, width = q.shape
-        rows = self.rows or max(ROOM // (self.keys * (heads // k.shape[1])), 16)
+        rows = max(self.rows // (heads // k.shape[1]), 1)
         if length * k.shape[2] <= rows * self.keys:
             return super().attend(qkv, context)
         tiles = Tiles(
@@ -127,7 +125,7 @@ class Tiles:
 
 @dataclass
 class Share:
-    """What is worked on at once: all heads, or those of one batch row that share keys.
+    """What is worked on at once: all heads, those of one batch row, or those of it that share keys.
 
     Attributes:
         keys: which of the N.
@@ -165,17 +163,14 @@ class Bench:
         batch, heads, length, _ = q_BHSE.shape
         groups = k_BGKE.shape[1]
         shared, size = heads // groups, min(tiles.sizes[0], length) * min(tiles.sizes[1], k_BGKE.shape[2])
-        shares, count = [Share(slice(None), slice(None), slice(None))], batch * heads
-        if batch * heads * size > ROOM:
-            places = itertools.product(range(batch), range(groups))
-            shares, count = (
-                [
-                    Share(slice(i, i + 1), slice(b, b + 1), slice(g * shared, (g + 1) * shared))
-                    for i, (b, g) in enumerate(places)
-                ],
-                shared,
-            )
-        return cls(tiles, (batch, groups, shared), q_BHSE.new_empty(count * size), shares)
+        options = (batch * groups, groups, 1)
+        count = max(next((one for one in options if one * shared * size <= ROOM), 1), 1)
+        shares = []
+        for first in range(0, batch * groups, count):
+            row, group = divmod(first, groups)
+            rows = slice(row, row + max(count // groups, 1))
+            shares.append(Share(slice(first, first + count), rows, slice(group * shared, (group + count) * shared)))
+        return cls(tiles, (batch, groups, shared), q_BHSE.new_empty(count * shared * size), shares)
 
     def rows(self, x_BHSE: Tensor, at: slice) -> Tensor:
         """Return a block's rows of all heads that share keys behind each other: [N, R·s, E]."""
@@ -201,9 +196,8 @@ class Bench:
 
     def spread(self, found: Tensor) -> Tensor:
         """A share's [n, R·s, k] -> [b, H or R, s, k]."""
-        batch, groups, shared = self.heads
-        whole = len(found) == batch * groups
-        return found.view(batch if whole else 1, groups * shared if whole else shared, -1, found.shape[-1])
+        _, groups, shared = self.heads
+        return found.view(max(len(found) // groups, 1), min(len(found), groups) * shared, -1, found.shape[-1])
 
 
 def tiled(qkv: tuple[Tensor, Tensor, Tensor], tiles: Tiles) -> Tensor:
