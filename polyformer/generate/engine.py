@@ -276,7 +276,7 @@ class Engine:
         job, count = part.job, self.speculation.count
         if self.guesser is None or not part.whole or len(part.ids) > 1 or self.runner.earliest(part.slot) > 1:
             return NOTHING
-        trial = self._trials.setdefault(job.number, Trial(self.speculation))
+        trial = self._trials.setdefault(job.number, Trial(self.speculation, self.guesser.cost))
         left = job.limit - len(job.text.ids) - 1
         count = (
             min(count, left) if self.runner.positions is None else min(count, left, self.runner.positions - job.length)

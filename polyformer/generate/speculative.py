@@ -34,6 +34,10 @@ class Guess(NamedTuple):
 class Guesser(Protocol):
     """Guesses how texts go on."""
 
+    @property
+    def cost(self) -> float:
+        """What a guess costs, as a share of one of the model's own passes."""
+
     def guess(self, number: int, text: Written, count: int, chooser: Chooser) -> Guess:
         """Return at most `count` tokens for the text of this number; it may be asked of other texts in between."""
 
@@ -46,6 +50,8 @@ class PromptLookup:
 
     It costs nothing, and helps where an answer repeats what it was given: summaries, corrections, code.
     """
+
+    cost = 0.0
 
     def __init__(self, longest: int = 3) -> None:
         """Look for the last `longest` tokens, then for fewer."""
@@ -73,11 +79,11 @@ class Draft:
     It draws its guesses as the text's tokens are drawn, with the same processors.
     """
 
-    def __init__(self, runner: Runner) -> None:
-        """Take what runs the smaller model."""
+    def __init__(self, runner: Runner, cost: float) -> None:
+        """Take what runs the smaller model, and what one of its passes costs as a share of the large one's."""
         if runner.reads_source:
             raise SpecError("guesses come from a decoder-only model; this one has an encoder")
-        self.runner = runner
+        self.runner, self.cost = runner, cost
         self._slots: dict[int, int] = {}
         self._held: dict[int, list[int]] = {}
 
@@ -139,12 +145,12 @@ class Speculation(Record):
     Attributes:
         count: guesses at a time, at most.
         trial: passes after which it is decided anew whether guessing pays.
-        least: a text goes on without guesses when each pass has written fewer tokens than this in the mean, which is
-            more than 1, as guessing and judging cost time.
+        least: a text goes on without guesses when each pass has written fewer tokens in the mean than this and what
+            its guesses cost. It is more than 1, as judging costs time too.
     """
 
     count: int = 4
-    trial: int = 16
+    trial: int = 8
     least: float = 1.3
 
     def check(self) -> None:
@@ -178,9 +184,10 @@ class Guesses:
 
 @dataclass
 class Trial:
-    """Decides for one text whether guessing pays."""
+    """Decides for one text whether guessing pays, by `cost` of a guess."""
 
     settings: Speculation
+    cost: float
     recent: Guesses = field(default_factory=Guesses)
     stopped: bool = False
 
@@ -188,7 +195,8 @@ class Trial:
         """Count a pass."""
         self.recent.note(guessed, taken)
         if self.recent.passes >= self.settings.trial:
-            self.stopped = self.recent.gain < self.settings.least
+            spent = self.cost * self.recent.guessed / self.recent.passes
+            self.stopped = self.recent.gain < self.settings.least + spent
             self.recent = Guesses()
 
 

@@ -70,6 +70,7 @@ def engine_for(loaded: Loaded, slots: int, capacity: Capacity | None, guess: str
 
 def _guesser(loaded: Loaded, slots: int, guess: str) -> Guesser:
     from polyformer.generate import Draft, PromptLookup, TorchRunner, early_exit
+    from polyformer.parts.model import parameters_of
 
     if guess == "lookup":
         return PromptLookup()
@@ -77,7 +78,9 @@ def _guesser(loaded: Loaded, slots: int, guess: str) -> Guesser:
         raise SpecError(f"tokens are guessed by lookup or a number of blocks, not '{guess}'")
     if any(one.is_meta for one in loaded.model.parameters()):
         raise SpecError("a model's first blocks guess in PyTorch; load it there, with --weights pytorch")
-    return Draft(TorchRunner(early_exit(loaded.model, int(guess)), slots, context_of(loaded)))
+    draft = early_exit(loaded.model, int(guess))
+    cost = parameters_of(draft) / parameters_of(loaded.model)
+    return Draft(TorchRunner(draft, slots, context_of(loaded)), cost)
 
 
 def requests_for(loaded: Loaded, texts: Sequence[str], settings: Sampling) -> list[Request]:

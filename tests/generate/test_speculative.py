@@ -48,8 +48,8 @@ def guessers(model: TransformerPart) -> list[Guesser]:
     """Return every way of guessing."""
     return [
         PromptLookup(),
-        Draft(TorchRunner(close(model), 4)),
-        Draft(TorchRunner(early_exit(model, 1), 2)),
+        Draft(TorchRunner(close(model), 4), 0.1),
+        Draft(TorchRunner(early_exit(model, 1), 2), 0.1),
     ]
 
 
@@ -78,7 +78,7 @@ def test_greedy_is_the_same(kind: str, way: int) -> None:
 def test_fewer_passes() -> None:
     """A model that is asked what it would say itself is always right."""
     model = writer()
-    engine = Engine(TorchRunner(model, 1), None, Draft(TorchRunner(model, 1)), EAGER)
+    engine = Engine(TorchRunner(model, 1), None, Draft(TorchRunner(model, 1), 0.1), EAGER)
     answer = engine.submit(Request([5, 6], Sampling(limit=40))).result()
     same(answer, alone("dense", [Request([5, 6], Sampling(limit=40))])[0])
     assert engine.guesses.acceptance == 1
@@ -109,6 +109,16 @@ def test_off_by_itself_where_it_loses() -> None:
     same(engine.submit(request).result(), alone("dense", [request])[0])
     assert Wrong.asked == 5
     assert engine.guesses.passes == 5
+
+
+def test_guesses_that_cost_more_than_they_save_are_off() -> None:
+    """A draft that is always right, but takes as long as the model itself, stops; a cheap one doesn't."""
+    model, request = writer(), Request([5, 6], Sampling(limit=60))
+    for cost, passes in ((1.0, 3), (0.1, 12)):
+        guesser = Draft(TorchRunner(model, 1), cost)
+        engine = Engine(TorchRunner(model, 1), None, guesser, Speculation(4, trial=3))
+        same(engine.submit(request).result(), alone("dense", [request])[0])
+        assert engine.guesses.passes == passes
 
 
 def test_a_guesser_that_fails() -> None:
@@ -163,7 +173,9 @@ def test_the_distribution_is_the_model_s(drawn: bool) -> None:
 def test_draws_of_the_engine() -> None:
     """The first two tokens of 1,200 answers with a draft that is often wrong, against the model's own chances."""
     model = writer()
-    engine = Engine(TorchRunner(model, 32), None, Draft(TorchRunner(early_exit(model, 1), 32)), Speculation(2, 10**6))
+    engine = Engine(
+        TorchRunner(model, 32), None, Draft(TorchRunner(early_exit(model, 1), 32), 0.1), Speculation(2, 10**6)
+    )
     prompt, settings = [5], Sampling(1.0, top_k=3, limit=3)
     handles = [engine.submit(Request(prompt, settings.replace(seed=i))) for i in range(1200)]
     engine.work()
@@ -212,4 +224,4 @@ def test_settings_that_can_not_be() -> None:
     with pytest.raises(SpecError, match="at least the last token"):
         PromptLookup(0)
     with pytest.raises(SpecError, match="this one has an encoder"):
-        Draft(TorchRunner(writer("encoder-decoder"), 1))
+        Draft(TorchRunner(writer("encoder-decoder"), 1), 0.1)
