@@ -55,9 +55,9 @@ class NativeRunner:
     def __init__(self, state: NativeState) -> None:
         program, machine = state.model.program, state.machine
         self.state, self.slots = state, machine.slots
-        self.positions = min(machine.room, program.length or machine.room)
+        self.positions: int | None = min(machine.room, program.length or machine.room)
         self.vocabulary, self.reads_source = program.vocabulary, bool(program.read)
-        self.source_positions = self.positions if self.reads_source else None
+        self.source_positions: int | None = self.positions if self.reads_source else None
         self.source_vocabulary = _tokens_read(program)
         self.version: Hashable = 0
 
