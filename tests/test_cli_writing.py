@@ -120,7 +120,7 @@ def test_an_interrupt_stops_an_answer_and_not_the_program(model: Path, monkeypat
         return plain(self, rows, wanted)
 
     monkeypatch.setattr(TorchRunner, "step", step)
-    flags = ("--max-tokens", "6", "--temperature", "0", "--set", "logit_bias.6=100")
+    flags = ("--max-tokens", "6", "--temperature", "0", "--weights", "pytorch", "--set", "logit_bias.6=100")
     talk = run("chat", model, *flags, said="the\na\n")
     assert talk.exit_code == 0, talk.output
     assert talk.output.splitlines() == ["cat cat cat", "cat cat cat cat cat cat"]

@@ -57,7 +57,7 @@ class NativeRunner:
         self.state, self.slots = state, machine.slots
         self.positions: int | None = min(machine.room, program.length or machine.room)
         self.vocabulary, self.reads_source = program.vocabulary, bool(program.read)
-        self.source_positions = self.positions if self.reads_source else None
+        self.source_positions: int | None = self.positions if self.reads_source else None
         self.source_vocabulary = _tokens_read(program)
         self.version: Hashable = 0
 

@@ -36,6 +36,7 @@ INLINE void float_tile(const float* a, int64_t a_width, const float* b, int64_t 
                        f8 (&total)[T][2]) {
     for (int t = 0; t < T; ++t) total[t][0] = total[t][1] = all8(0);
     for (int64_t k = 0; k < depth; ++k) {
+        __builtin_prefetch((const char*)(b + k * b_width) + AHEAD);
         const f8 left = load8(b + k * b_width), right = load8(b + k * b_width + 8);
         for (int t = 0; t < T; ++t) {
             const f8 one = all8(a[t * a_width + k]);
