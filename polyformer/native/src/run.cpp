@@ -4,6 +4,10 @@
 #include <cmath>
 #include <cstring>
 
+#if __has_include(<sys/mman.h>)
+#include <sys/mman.h>
+#endif
+
 #include "refused.h"
 #include "vectors.h"
 
@@ -93,6 +97,11 @@ std::shared_ptr<Store> State::store(int64_t cells, int64_t scales) const {
     found->cells.reset((uint8_t*)std::calloc((size_t)bytes + 1, 1));
     found->scales.reset((float*)std::calloc((size_t)others + 1, 1));
     if (!found->cells || !found->scales) refuse("there is no memory for a cache of %lld bytes", (long long)(bytes + others));
+#ifdef MADV_NOHUGEPAGE
+    // On large pages, a short text would take the memory of a long one.
+    const int64_t begin = up_to((int64_t)(intptr_t)found->cells.get(), PAGE) - (int64_t)(intptr_t)found->cells.get();
+    if (bytes > 2 * PAGE) madvise(found->cells.get() + begin, (size_t)((bytes - begin) / PAGE * PAGE), MADV_NOHUGEPAGE);
+#endif
     return found;
 }
 
