@@ -13,10 +13,6 @@ namespace polyformer {
 
 namespace {
 
-constexpr int64_t PIECE = 12, PANEL = 16;
-
-int64_t up_to(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-
 // T5's buckets (Raffel et al. 2020, section 2.1): exact near by, then logarithmic.
 int64_t bucket_of(const Instruction& one, int64_t apart) {
     const int64_t count = one.two_sided ? one.buckets / 2 : one.buckets, fine = count / 2;

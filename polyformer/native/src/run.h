@@ -12,6 +12,11 @@
 
 namespace polyformer {
 
+// Keys that stand side by side, and rows of one sequence whose attention is one piece of work.
+constexpr int64_t PANEL = 16, PIECE = 12;
+
+inline int64_t up_to(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
 // A program and its weights.
 class Model {
   public:
