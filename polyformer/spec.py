@@ -456,7 +456,8 @@ def _define(cls: type[Record], definitions: dict[str, Any]) -> None:
         "required": needed,
         "additionalProperties": False,
     }
-    below = [known for known in list(Record.registry.values()) if known is not cls and issubclass(known, cls)]
+    kin = [known for known in list(Record.registry.values()) if known is not cls and issubclass(known, cls)]
+    below = [known for known in kin if not known.abstract]
     for known in below:
         _define(known, definitions)
     references = [{"allOf": [{"$ref": f"#/$defs/{known.__name__}"}, {"required": ["type"]}]} for known in below]

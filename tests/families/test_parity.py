@@ -42,7 +42,8 @@ def test_saved_folders_load_in_the_reference(case: Case, tmp_path: Path) -> None
     again = getattr(transformers, case.model).from_pretrained(tmp_path / "ours").eval()
     data = case.inputs()
     with torch.no_grad():
-        assert_same(theirs(again, data), theirs(model, data), 0.0)
+        # Tensors are the same bit for bit, see below; but at other addresses some processors sum in another order.
+        assert_same(theirs(again, data), theirs(model, data), case.tolerance / 10)
     assert pf.load(tmp_path / "ours").family == loaded.family
     before, after = load_file(folder / SINGLE), load_file(tmp_path / "ours" / SINGLE)
     assert before.keys() == after.keys()

@@ -52,13 +52,13 @@ def test_swiglu_is_the_default_gate() -> None:
 
 
 def test_dropout_stands_before_the_second_matrix() -> None:
-    part = FeedForward.of_widths(4, 5000).replace(dropout=Dropout(0.5)).build()
+    part = FeedForward.of_widths(4, 5000).replace(dropout=Dropout(0.5)).build(dtype=torch.float64)
     with torch.no_grad():
         part.up.weight.fill_(0)
         part.up.bias.fill_(1)
         part.down.weight.fill_(1 / 5000)
-    x = torch.zeros(1, 1, 4)
-    assert torch.allclose(part.eval()(x, start_flow(x)), torch.ones(1, 1, 4))
+    x = torch.zeros(1, 1, 4, dtype=torch.float64)
+    assert torch.allclose(part.eval()(x, start_flow(x)), torch.ones_like(x))
     trained = part.train()(x, start_flow(x))
     assert 0.9 < float(trained[0, 0, 0].detach()) < 1.1
-    assert not torch.allclose(trained, torch.ones(1, 1, 4), atol=1e-6)
+    assert not torch.allclose(trained, torch.ones_like(x), atol=1e-6)

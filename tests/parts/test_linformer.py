@@ -137,7 +137,7 @@ class TestRefused:
     def test_rules_of_order(self, rule: Rule) -> None:
         model = build(with_kernel(encoder(SHAPE), KINDS["separate"]))
         for block in model.encoder.blocks:
-            block.steps[0].op.see = rule
+            block.steps[0].op.see = block.steps[0].op.settled = rule
         with pytest.raises(SpecError, match=r"Linformer can't honour the rule (Causal|Window)"):
             model(torch.zeros(1, 4, dtype=torch.long))
 

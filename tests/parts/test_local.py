@@ -65,7 +65,7 @@ def dense(part: AttentionPart, x: Tensor, flow: Flow, allowed: Tensor) -> Tensor
         def opens(self, view: object, queries: range, keys: range) -> bool:
             return False
 
-    whole.see = Masked()
+    whole.see = whole.settled = Masked()
     whole.kernel = Softmax().module()
     return whole(x, flow)
 

@@ -251,11 +251,11 @@ def test_bad_files_are_refused_quickly_and_without_memory(tmp_path: Path, case: 
     content, message = BAD[case]
     path = write(tmp_path / "x.gguf", content)
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         with pytest.raises(WeightsError, match=f"x.gguf.*{message}"):
             read_gguf(path)
-        assert time.perf_counter() - started < 1
+        assert time.process_time() - started < 1
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
@@ -270,7 +270,7 @@ def test_enormous_sparse_files(tmp_path: Path) -> None:
     for name, content in cases.items():
         path = write(tmp_path / "x.gguf", content)
         os.truncate(path, 2**40)
-        started = time.perf_counter()
+        started = time.process_time()
         if name == "tensors":
             with pytest.raises(WeightsError, match="the tensor '' twice"):
                 read_gguf(path)
@@ -279,7 +279,7 @@ def test_enormous_sparse_files(tmp_path: Path) -> None:
         else:
             with pytest.raises(WeightsError, match=r"beyond byte 134,217,728 of the file, the most that is read"):
                 read_gguf(path)
-        assert time.perf_counter() - started < 1, name
+        assert time.process_time() - started < 1, name
 
 
 def test_text_in_an_array_is_checked_when_asked_for(tmp_path: Path) -> None:
@@ -328,9 +328,9 @@ def test_a_large_vocabulary_is_opened_at_once(tmp_path: Path) -> None:
     path = write(tmp_path / "x.gguf", gguf(metadata, {}))
     taken = []
     for _ in range(3):
-        started = time.perf_counter()
+        started = time.process_time()
         file = read_gguf(path)
-        taken.append(time.perf_counter() - started)
+        taken.append(time.process_time() - started)
     assert min(taken) < 0.2
     assert file.metadata["tokens"] == tuple(words)
 
@@ -374,7 +374,7 @@ def test_a_file_that_became_shorter(tmp_path: Path) -> None:
 def test_a_long_array_where_a_number_should_be(tmp_path: Path) -> None:
     content = head(0, 1) + text("general.alignment") + array(8, 2**21 - 1, bytes(2**24))
     path = write(tmp_path / "x.gguf", content)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(WeightsError, match=r"general\.alignment = an array is no power of two"):
         read_gguf(path)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1

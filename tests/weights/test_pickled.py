@@ -221,10 +221,10 @@ NESTED = b"\x80\x02}" + b")" + b"\x85" * 10**6
 )
 def test_instructions_that_make_no_sense(content: bytes, tmp_path: Path) -> None:
     """No crash, no large memory, no long time."""
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(WeightsError):
         read_pickled(packed(tmp_path / "w.bin", content))
-    assert time.monotonic() - start < 3
+    assert time.process_time() - start < 3
 
 
 @layouts
