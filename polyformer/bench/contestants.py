@@ -138,7 +138,6 @@ MEASURED: tuple[Contestant, ...] = (
     Contestant("blocks-longformer", "sparse", lambda at: BlockSparse(), "longformer", linear=1024),
     Contestant("blocks-bigbird", "sparse", lambda at: BlockSparse(), "bigbird", linear=1024),
     Contestant("flex", "exact", lambda at: Flex(), "causal"),
-    Contestant("flex-window-256", "sparse", lambda at: Flex(), "window-256", linear=1024),
     Contestant("local", "sparse", lambda at: Local(Chunks(64)), "chunks-64", linear=1024),
     Contestant("linear-attention", "linear", lambda at: LinearAttention(), "causal", linear=1024),
     Contestant("performer", "linear", lambda at: Performer(at.head), "causal", linear=1024),

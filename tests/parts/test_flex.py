@@ -140,9 +140,10 @@ def test_blocks_that_are_skipped_and_opened(rule: Rule, past: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's compiler speaks of PyTorch's own parts
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["documents", "dilated", "either"])
-@pytest.mark.parametrize("layout", ["gaps", "packed", "cached"])
+@pytest.mark.parametrize("name", ["dilated", "either"])
+@pytest.mark.parametrize("layout", ["gaps", "cached"])
 def test_compiled(name: str, layout: str) -> None:
     torch._dynamo.reset()
     flow = laid_out(layout)
