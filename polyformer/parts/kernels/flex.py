@@ -41,8 +41,9 @@ class Flex(Kernel):
     looks it up by distance, or pair by pair in all of it where it doesn't depend on distances alone.
 
     The "compiled" form takes a C++ compiler on a CPU, and ten seconds or so at the first pass of each kind; after 8
-    kinds PyTorch falls back to the "eager" form, which makes all scores, many times as slowly as `Softmax`. On a CPU it
-    has no backward pass for either: gradients are refused there. Other devices have not been tested.
+    kinds PyTorch falls back to the "eager" form, which makes all scores, many times as slowly as `Softmax`. In
+    float64 it is always that one. On a CPU, PyTorch has no backward pass for either, and gradients are refused. Other
+    devices have not been tested.
 
     `scale` None is 1/√E. Attention weights can't be dropped.
     """
@@ -83,7 +84,8 @@ class FlexPart(SoftmaxPart):
             raise SpecError(f"Flex can't be trained: {UNTRAINED}")
         if not qkv[0].shape[2] * qkv[1].shape[2]:
             return super().attend(qkv, context)
-        found: Tensor = _flex(qkv, context, self.scale, self.form)
+        form = "eager" if qkv[0].dtype == torch.float64 else self.form
+        found: Tensor = _flex(qkv, context, self.scale, form)
         return found
 
 
