@@ -23,6 +23,7 @@ from polyformer.parts.kernels.blocksparse import BlockSparse
 from polyformer.parts.kernels.capped import Capped
 from polyformer.parts.kernels.chunks import Chunks
 from polyformer.parts.kernels.features import LinearAttention, Performer
+from polyformer.parts.kernels.flex import Flex
 from polyformer.parts.kernels.kernel import Context, Kernel
 from polyformer.parts.kernels.local import Local
 from polyformer.parts.kernels.lowrank import Linformer
@@ -101,6 +102,7 @@ __all__ = [
     "Experts",
     "FeedForward",
     "FirstToken",
+    "Flex",
     "Flow",
     "Frames",
     "Fused",

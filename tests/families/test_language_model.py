@@ -49,6 +49,7 @@ def test_it_is_gpt_in_our_sizes() -> None:
         ("window", CAUSAL & parts.Window(3), parts.Sliding()),
         (parts.Window(5), CAUSAL & parts.Window(5), parts.Sliding()),
         ("tiled", CAUSAL, parts.Tiled()),
+        ("flex", CAUSAL, parts.Flex()),
         ("local", CAUSAL, parts.Local(parts.Chunks(3))),
         ("aft", CAUSAL, parts.AttentionFree()),
         ("performer", CAUSAL, parts.Performer(8)),

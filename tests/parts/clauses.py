@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from polyformer.parts import Memory, contract_of
 from polyformer.parts.caches import SlidingCache
-from polyformer.parts.contract import Clause, Within
+from polyformer.parts.contract import Clause, Refuses, Within
 from polyformer.parts.flow import Cache, Flow, GrowingCache, StaticCache, start_flow
 from polyformer.parts.inputs import Given, InputPart
 from polyformer.parts.model import TransformerPart
@@ -281,6 +281,13 @@ def precision(subject: Subject) -> float:
     return gap(single.each, run(subject, part, batch).each)
 
 
+def trained(subject: Subject) -> float:
+    """Take gradients, which differ from themselves only if they are not finite."""
+    part, batch = subject.build(), lay(draw(subject, (6, 6, 6)))
+    found = slopes(part, run(subject, part, batch).each)
+    return gap(found, found)
+
+
 def checkpointed(subject: Subject) -> float:
     """Train, with dropout and moving statistics, on activations that are made again."""
     batch = lay(draw(subject, (6, 6, 6)))
@@ -324,10 +331,19 @@ MEASURES: Mapping[Clause, Callable[[Subject], float]] = {
     "cached": cached,
     "packed": packed,
     "precision": precision,
+    "trained": trained,
     "checkpointed": checkpointed,
     "compiled": compiled,
     "meta": from_meta,
 }
+
+
+def measure(subject: Subject, clause: Clause) -> float:
+    """Measure a clause; of what refuses gradients, without them, but where they are the question."""
+    clash = contract_of(subject.spec).get("trained")
+    untrained = clash is not None and isinstance(clash.term, Refuses)
+    with torch.set_grad_enabled(clause == "trained" or not untrained):
+        return MEASURES[clause](subject)
 
 
 def allowed(subject: Subject, clause: Clause, plain: float) -> float:

@@ -17,7 +17,7 @@ from polyformer.errors import SpecError
 from polyformer.parts import CLAUSES, Differs, Refuses, contract_of
 from polyformer.parts.contract import Clause
 from polyformer.spec import Spec
-from tests.parts.clauses import MEASURES, NotPosedError, allowed
+from tests.parts.clauses import NotPosedError, allowed, measure
 from tests.parts.subjects import EVERY, Subject, unable
 
 WORK = re.compile(r"(?!The )(?:[A-Z][\w'-]+ )?[A-Z][\w'-]+(?: et al\.| and [A-Z][\w'-]+)? (?:19|20)\d\d")
@@ -33,7 +33,7 @@ def cell(subject: Subject, clause: Clause) -> str:
     """Return what is shown of one clause: the measured difference, or that it is refused or not posed."""
     clash = contract_of(subject.spec).get(clause)
     try:
-        measured = MEASURES[clause](subject)
+        measured = measure(subject, clause)
     except NotPosedError:
         return "–"
     except SpecError:

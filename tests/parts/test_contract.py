@@ -27,7 +27,7 @@ from polyformer.parts.contract import Clause
 from polyformer.parts.flow import start_flow
 from polyformer.parts.part import Part
 from polyformer.spec import Spec
-from tests.parts.clauses import MEASURES, NotPosedError, allowed
+from tests.parts.clauses import NotPosedError, allowed, measure
 from tests.parts.models import SHAPES, encoder, translator
 from tests.parts.subjects import BOTH_WAYS, CAUSAL, EVERY, RULES, Subject, attention, unable
 from tests.parts.table import reasons
@@ -42,9 +42,9 @@ def hold_to(subject: Subject, clause: Clause) -> None:
     try:
         if clash is not None and isinstance(clash.term, Refuses):
             with pytest.raises(SpecError, match=rf"{clash.part} can't be {clause}: "):
-                MEASURES[clause](subject)
+                measure(subject, clause)
             return
-        measured = MEASURES[clause](subject)
+        measured = measure(subject, clause)
     except NotPosedError:
         pytest.skip(f"{clause} has no meaning for {subject.feed}")
     tolerance = allowed(subject, clause, CLAUSES[clause].tolerance)

@@ -96,6 +96,7 @@ SAMPLES: dict[type[Spec], Spec] = {
         Softmax(),
         parts.Tiled(3, 2),
         parts.Sliding(2),
+        parts.Flex(form="eager"),
         parts.LinearAttention(),
         parts.Performer(WIDTH // 2, 5),
         parts.Linformer(9, 3),
