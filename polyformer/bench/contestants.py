@@ -10,6 +10,7 @@ from torch import Tensor
 
 from polyformer.errors import SpecError, suggest
 from polyformer.parts import (
+    AttentionFree,
     BlockSparse,
     BlockWindow,
     Causal,
@@ -30,7 +31,9 @@ from polyformer.parts import (
     RandomBlocks,
     Retention,
     Rule,
+    Sliding,
     Softmax,
+    Tiled,
     Window,
 )
 from polyformer.parts.kernels.kernel import KernelPart, dense_weights
@@ -125,6 +128,7 @@ PATTERNS: dict[str, Callable[[At], Rule]] = {
     "causal": lambda at: Causal(),
     "everyone": lambda at: Everyone(),
     "window-256": lambda at: Causal() & Window(256),
+    "dilated-256": lambda at: Causal() & Window(256, 4),
     "chunks-64": lambda at: Causal() & BlockWindow(64, 1),
     "longformer": lambda at: Window(257) | Edges(1, 1, 0),
     "bigbird": lambda at: BlockWindow(64) | Edges(64) | RandomBlocks(64, 3, at.heads),
@@ -134,6 +138,9 @@ are of 64 tokens, and each looks at itself and its neighbours, the first and the
 
 MEASURED: tuple[Contestant, ...] = (
     Contestant("naive", "dense", lambda at: Naive(), "causal", holds="all scores"),
+    Contestant("tiled", "exact", lambda at: Tiled(), "causal"),
+    Contestant("sliding-256", "sparse", lambda at: Sliding(), "window-256", linear=1024),
+    Contestant("sliding-dilated", "sparse", lambda at: Sliding(), "dilated-256", linear=4096),
     Contestant("blocks-window-256", "sparse", lambda at: BlockSparse(), "window-256", linear=1024),
     Contestant("blocks-longformer", "sparse", lambda at: BlockSparse(), "longformer", linear=1024),
     Contestant("blocks-bigbird", "sparse", lambda at: BlockSparse(), "bigbird", linear=1024),
@@ -142,6 +149,7 @@ MEASURED: tuple[Contestant, ...] = (
     Contestant("linear-attention", "linear", lambda at: LinearAttention(), "causal", linear=1024),
     Contestant("performer", "linear", lambda at: Performer(at.head), "causal", linear=1024),
     Contestant("retention", "linear", _retention, "causal", linear=1024),
+    Contestant("attention-free", "linear", lambda at: AttentionFree(), "causal", linear=1024),
     Contestant("linformer", "linear", lambda at: Linformer(at.length, 256), "everyone", linear=1024),
     Contestant("hashing", "hashing", _hashing, "causal"),
 )

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHADES: dict[Kind, tuple[str, ...]] = {
-    "dense": ("#111827", "#6b7280", "#9ca3af", "#4b5563", "#b6bcc6", "#7c8594"),
+    "dense": ("#111827", "#6b7280", "#9ca3af", "#4b5563", "#b6bcc6", "#7c8594", "#a8a29e", "#57534e", "#334155"),
     "exact": ("#1d4ed8", "#60a5fa", "#1e3a8a"),
-    "sparse": ("#047857", "#34d399", "#65a30d", "#0d9488", "#14532d"),
-    "linear": ("#c2410c", "#f59e0b", "#dc2626", "#a16207", "#f472b6"),
+    "sparse": ("#047857", "#34d399", "#65a30d", "#0d9488", "#14532d", "#84cc16"),
+    "linear": ("#c2410c", "#f59e0b", "#dc2626", "#a16207", "#f472b6", "#7f1d1d"),
     "hashing": ("#7c3aed", "#c026d3", "#a78bfa"),
 }
 """Colours of each kind, in the order of its contestants."""
