@@ -189,9 +189,9 @@ def test_its_cost_is_near_linear() -> None:
         x = torch.randn(1, length, 64, requires_grad=True)
         laps = []
         for _ in range(4):
-            start = time.perf_counter()
+            start = time.process_time()
             part(x, start_flow(x)).sum().backward()
-            laps.append(time.perf_counter() - start)
+            laps.append(time.process_time() - start)
         times.append(median(laps[1:]))
     exponent = torch.tensor(times[1] / times[0]).log2() / 3
     assert exponent < 1.3, f"time grows with n^{exponent:.2f}"
