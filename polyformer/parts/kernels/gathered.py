@@ -48,11 +48,14 @@ class Gather:
         return self.groups if self.alike else self.heads
 
     def source(self, x: Tensor) -> Tensor:
-        """Lay keys or values out in blocks: [B, G, K, E] -> [B, K', C, G, E] or, by head, [B, G · K', C, E]."""
+        """Lay keys or values out in blocks: [B, G, K, E] -> [B, K', C, G, E] or, by head, [B, G · K', C, E].
+
+        In one piece of memory: PyTorch would copy all of it each time that something is gathered from it.
+        """
         x = filled(x, self.block)
         if self.alike:
-            return torch.unflatten(x.transpose(1, 2), 1, (-1, self.block))
-        return torch.unflatten(x, 2, (-1, self.block)).flatten(1, 2)
+            return torch.unflatten(x.transpose(1, 2), 1, (-1, self.block)).contiguous()
+        return torch.unflatten(x, 2, (-1, self.block)).flatten(1, 2).contiguous()
 
     def flat(self, rows: slice, blocks: int) -> Tensor:
         """Return the places in a source of what some blocks of queries gather, one behind the other."""
