@@ -28,8 +28,9 @@ help:
 run: $(RUN)
 	$(BIN)/polyformer train $(RECIPE) --out $(OUT) $(ARGS)
 
+# A process to each core, each of one thread: threads that share a core wait for each other.
 test: $(DEV)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
 
 test-slow: $(DEV)
 	$(BIN)/python -m pytest -m slow $(ARGS)
