@@ -147,7 +147,7 @@ class OfTexts(Work[TextRecipe]):
         masks = self.recipe.objective.reads == "both ways"
         tokenizer = learn_text_tokenizer(splits.train, self.recipe.tokenizer, masks)
         self._refuse_short(splits, tokenizer)
-        recipe = self._sized(tokenizer.vocabulary)
+        recipe = self.recipe.replace(model=self.recipe.sized(tokenizer.vocabulary))
         _try(recipe)
         tokenizer.save(folder / TOKENIZER)
         (folder / "splits").mkdir()
@@ -169,12 +169,7 @@ class OfTexts(Work[TextRecipe]):
             )
 
     def like(self, own: TextRecipe) -> TextRecipe:
-        return self._sized(own.model.vocabulary)
-
-    def _sized(self, vocabulary: int | None) -> TextRecipe:
-        model, reads = self.recipe.model, self.recipe.objective.reads
-        length = self.recipe.batch.length if model.length is None else model.length
-        return self.recipe.replace(model=model.replace(vocabulary=vocabulary, length=length, reads=reads))
+        return self.recipe.replace(model=self.recipe.sized(own.model.vocabulary))
 
     def spec(self) -> Transformer:
         return self.recipe.model.spec()

@@ -139,6 +139,13 @@ class TextRecipe(Job):
             f"{type(self.objective).__name__} needs a model that reads {self.objective.reads}, not one that "
             f"reads {reads}; leave model.reads out",
         )
+        self.sized(self.model.vocabulary or 2).spec()  # which says what can't be, before any data are read
+
+    def sized(self, vocabulary: int | None) -> LanguageModel:
+        """Return the model with what the rest of the recipe says of it; its own words come first."""
+        model = self.model
+        length = self.batch.length if model.length is None else model.length
+        return model.replace(vocabulary=vocabulary, length=length, reads=self.objective.reads)
 
 
 def read_recipe(path: Path, settings: list[str] | None = None) -> Job:
