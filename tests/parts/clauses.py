@@ -338,11 +338,15 @@ MEASURES: Mapping[Clause, Callable[[Subject], float]] = {
 }
 
 
+def trainable(subject: Subject) -> bool:
+    """Tell whether gradients can be had of a subject."""
+    clash = contract_of(subject.spec).get("trained")
+    return clash is None or not isinstance(clash.term, Refuses)
+
+
 def measure(subject: Subject, clause: Clause) -> float:
     """Measure a clause; of what refuses gradients, without them, but where they are the question."""
-    clash = contract_of(subject.spec).get("trained")
-    untrained = clash is not None and isinstance(clash.term, Refuses)
-    with torch.set_grad_enabled(clause == "trained" or not untrained):
+    with torch.set_grad_enabled(clause == "trained" or trainable(subject)):
         return MEASURES[clause](subject)
 
 

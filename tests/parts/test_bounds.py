@@ -9,7 +9,7 @@ import torch
 
 from polyformer.errors import SpecError
 from polyformer.parts import CLAUSES, Memory, Part, contract_of
-from tests.parts.clauses import Answer, Batch, draw, gap, lay, run, slopes
+from tests.parts.clauses import Answer, Batch, draw, gap, lay, run, slopes, trainable
 from tests.parts.subjects import EVERY, Subject
 
 READERS = [subject for subject in EVERY if subject.feed not in ("pixels", "grid", "sound")]
@@ -28,7 +28,8 @@ def with_an_empty_row(batch: Batch) -> Batch:
 def answered(subject: Subject, part: Part, batch: Batch) -> Answer | str:
     """Return a part's answer, or the sentence by which it refuses."""
     try:
-        return run(subject, part, batch)
+        with torch.set_grad_enabled(trainable(subject)):
+            return run(subject, part, batch)
     except SpecError as error:
         return str(error)
 
@@ -42,9 +43,11 @@ def test_a_sequence_of_padding_harms_nobody(subject: Subject, side: str) -> None
         assert f"{type(subject.spec).__name__} can't be padded" in found or "each sequence must hold" in found
         return
     if f"padded on the {side}" not in contract_of(subject.spec):
-        wanted = run(subject, part, batch).each
+        with torch.set_grad_enabled(trainable(subject)):
+            wanted = run(subject, part, batch).each
         assert gap(found.each[:3], wanted) <= CLAUSES["permuted"].tolerance
-    assert all(one.isfinite().all() for one in (*found.each, *slopes(part, found.each)))
+    gradients = slopes(part, found.each) if trainable(subject) else []
+    assert all(one.isfinite().all() for one in (*found.each, *gradients))
 
 
 @every

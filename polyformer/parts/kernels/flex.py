@@ -85,11 +85,12 @@ class FlexPart(SoftmaxPart):
         if not qkv[0].shape[2] * qkv[1].shape[2]:
             return super().attend(qkv, context)
         form = "eager" if qkv[0].dtype == torch.float64 else self.form
-        found: Tensor = _flex(qkv, context, self.scale, form)
-        return found
+        walk: Callable[..., Tensor] = _flex
+        if torch.compiler.is_compiling():  # a decorator would import the compiler wherever parts are imported
+            walk = torch.compiler.disable(walk)  # type: ignore[no-untyped-call]
+        return walk(qkv, context, self.scale, form)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _flex(qkv: tuple[Tensor, Tensor, Tensor], context: Context, scale: float | None, form: str) -> Tensor:
     """Return the mixed values [B, H, S, E], by a kernel that is compiled by itself."""
     q, k, v = qkv if torch.is_grad_enabled() else (one.detach() for one in qkv)

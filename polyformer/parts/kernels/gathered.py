@@ -48,14 +48,11 @@ class Gather:
         return self.groups if self.alike else self.heads
 
     def source(self, x: Tensor) -> Tensor:
-        """Lay keys or values out in blocks: [B, G, K, E] -> [B, K', C, G, E] or, by head, [B, G · K', C, E].
-
-        In one piece of memory: PyTorch would copy all of it each time that something is gathered from it.
-        """
+        """Lay keys or values out in blocks: [B, G, K, E] -> [B, K', C, G, E] or, by head, [B, G · K', C, E]."""
         x = filled(x, self.block)
         if self.alike:
-            return torch.unflatten(x.transpose(1, 2), 1, (-1, self.block)).contiguous()
-        return torch.unflatten(x, 2, (-1, self.block)).flatten(1, 2).contiguous()
+            return torch.unflatten(x.transpose(1, 2), 1, (-1, self.block))
+        return torch.unflatten(x, 2, (-1, self.block)).flatten(1, 2)
 
     def flat(self, rows: slice, blocks: int) -> Tensor:
         """Return the places in a source of what some blocks of queries gather, one behind the other."""
@@ -136,15 +133,20 @@ class How:
 
 
 class _Attend(torch.autograd.Function):
-    """Slab by slab, through the very operators that SDPA chooses on a CPU, whose backward pass wants no scores."""
+    """Slab by slab, through the very operators that SDPA chooses on a CPU, whose backward pass wants no scores.
+
+    Sources are put in one piece of memory, or PyTorch would copy all of one each time that something is gathered from it;
+    but the copies aren't kept.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, k_beside: Tensor, v_beside: Tensor, how: How) -> Tensor:
         gather, mask, scale = how.gather, how.mask, how.scale
         out = torch.empty_like(q)
         sums = []
+        keyed, valued = k.contiguous(), v.contiguous()
         for rows in gather.slabs(len(q), gather.index.shape[2] * gather.block, q.shape[-1]):
-            keys, values = gather.take(k, rows, k_beside), gather.take(v, rows, v_beside)
+            keys, values = gather.take(keyed, rows, k_beside), gather.take(valued, rows, v_beside)
             asking = q[:, rows].flatten(0, 1)
             found, logs = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 asking, keys, values, attn_mask=_laid(mask, rows, len(q)), scale=scale
@@ -162,8 +164,9 @@ class _Attend(torch.autograd.Function):
         (slope,), gather = slopes, ctx.how.gather
         found = [torch.zeros_like(one) for one in (q, k, v, k_beside, v_beside)]
         slabs = gather.slabs(len(q), gather.index.shape[2] * gather.block, q.shape[-1])
+        keyed, valued = k.contiguous(), v.contiguous()
         for rows, logs in zip(slabs, sums, strict=True):
-            keys, values = gather.take(k, rows, k_beside), gather.take(v, rows, v_beside)
+            keys, values = gather.take(keyed, rows, k_beside), gather.take(valued, rows, v_beside)
             asking, answer, wanted = (one[:, rows].flatten(0, 1) for one in (q, out, slope))
             grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 wanted,
