@@ -135,8 +135,8 @@ class How:
 class _Attend(torch.autograd.Function):
     """Slab by slab, through the very operators that SDPA chooses on a CPU, whose backward pass wants no scores.
 
-    Sources are put in one piece of memory, or PyTorch would copy all of one each time that something is gathered from it;
-    but the copies aren't kept.
+    Sources are put in one piece of memory, or PyTorch would copy all of one each time that something is gathered from
+    it; but the copies aren't kept.
     """
 
     @staticmethod
