@@ -95,9 +95,9 @@ class TestHelp:
         assert {command.callback.__name__ for command in app.registered_commands} == set(VERBS)
 
     def test_it_answers_at_once(self) -> None:
-        """In less than 0.7 s, as is promised; five tries, as the machine may be busy."""
+        """In less than 0.7 s, as is promised; twenty tries, as the machine may be busy."""
         times: list[float] = []
-        while len(times) < 5 and not any(seconds < 0.7 for seconds in times):
+        while len(times) < 20 and not any(seconds < 0.7 for seconds in times):
             started = time.perf_counter()
             assert shell("--help").returncode == 0
             times.append(time.perf_counter() - started)

@@ -303,10 +303,10 @@ def test_json_that_is_none_is_refused(tmp_path: Path) -> None:
 
 def test_texts_that_cant_be_are_refused_at_once(tmp_path: Path) -> None:
     tokens = TextTokenizer.load(folder_of(tmp_path, "BPE"))
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(DataError, match="a text of 10,000,000 characters is longer than the 1,000,000"):
         tokens.encode("x" * 10 * LONGEST_DOCUMENT)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 5
     for call in (
         tokens.encode,
         tokens.encode_markup,
@@ -321,9 +321,9 @@ def test_texts_that_cant_be_are_refused_at_once(tmp_path: Path) -> None:
 def test_the_longest_word_takes_some_seconds_at_most(name: str, published: Path) -> None:
     pytest.importorskip("sentencepiece")
     tokens = TextTokenizer.load(made(published, name))
-    start = time.perf_counter()
+    start = time.process_time()
     tokens.encode("ab" * (LONGEST_DOCUMENT // 2))
-    assert time.perf_counter() - start < 15
+    assert time.process_time() - start < 15
 
 
 class PanicException(BaseException):  # as the Rust library's, which can't be imported
