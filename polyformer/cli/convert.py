@@ -53,7 +53,7 @@ def convert(
 
     from polyformer.loaded import load, save
     from polyformer.swap import Conversion, transplant
-    from polyformer.train.recipe import apply_setting
+    from polyformer.train.reading import apply_setting
 
     if dtype is not None and dtype not in DTYPES:
         raise RunError(f"there is no dtype '{dtype}' to convert to; choose one of {', '.join(DTYPES)}")
