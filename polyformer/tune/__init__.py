@@ -24,7 +24,9 @@ from polyformer.tune.changes import (
     adapters_of,
 )
 from polyformer.tune.merge import MergeChange, Merged, merge, unmerge
+from polyformer.tune.reading import read_adapter
 from polyformer.tune.targets import ALL_LINEAR, targets
+from polyformer.tune.writing import write_adapter
 
 __all__ = [
     "ALL_LINEAR",
@@ -47,9 +49,11 @@ __all__ = [
     "detach",
     "freeze",
     "merge",
+    "read_adapter",
     "rebuilt",
     "targets",
     "train_adapters",
     "unmerge",
     "using",
+    "write_adapter",
 ]
