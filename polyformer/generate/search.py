@@ -14,6 +14,7 @@ from polyformer.generate.beams import Beams
 from polyformer.generate.candidates import best_after, best_tokens
 from polyformer.generate.processors import Written, in_order, refuse_unknown
 from polyformer.generate.settings import Hypothesis, Search, SpecialTokens
+from polyformer.parts.adapters import AfterPrefix
 from polyformer.parts.caches import cache_for
 from polyformer.parts.model import Memory, TransformerPart
 from polyformer.parts.positions import Position
@@ -37,7 +38,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def positions_of(embed: Record | None) -> int | None:
     """Return how many positions an embedding has; None if any number."""
-    lengths = [r.length for _, r in walk(embed) if isinstance(r, Position)] if embed else []
+    lengths = [r.length for _, r in walk(embed) if isinstance(r, Position | AfterPrefix)] if embed else []
     return min((length for length in lengths if length is not None), default=None)
 
 

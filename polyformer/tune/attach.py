@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from polyformer.spec import Record, Spec, walk
 from polyformer.swap.origins import origins, owner, tied_groups
 from polyformer.swap.swap import Swap
 from polyformer.tune.changes import AddAdapters, Placed, RemoveAdapters, Shared, place_of, refuse_unknown
-from polyformer.tune.targets import nearest
+from polyformer.tune.targets import matching, nearest
 from polyformer.weights.assemble import assemble
 
 
@@ -117,8 +116,7 @@ def freeze(model: TransformerPart, *patterns: str) -> TransformerPart:
     """
     known = dict(model.named_parameters(remove_duplicate=False))
     for pattern in patterns:
-        wanted = [one + end for one in (pattern, f"*.{pattern}") for end in ("", ".*")]
-        found = [name for name in known if any(fnmatchcase(name, one) for one in wanted)]
+        found = matching(pattern, known)
         if not found:
             parts = {name.rsplit(".", i)[0] for name in known for i in range(name.count(".") + 1)}
             raise SpecError(f"'{pattern}' matches no parameter of this model{nearest(pattern, parts)}")

@@ -6,7 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from polyformer.errors import SpecError, suggest
-from polyformer.parts import IA3, Adapted, Adapter, DoRA, Dropout, LoRA, Tie, Transformer, Whole
+from polyformer.parts import (
+    IA3,
+    Adapted,
+    Adapter,
+    AfterPrefix,
+    DoRA,
+    Dropout,
+    Embed,
+    LoRA,
+    Prefix,
+    Tie,
+    Transformer,
+    Whole,
+)
 from polyformer.spec import Record, Spec, rewrite, walk
 from polyformer.swap.origins import Moves, tied_groups, ties_of
 from polyformer.swap.swap import Swap
@@ -46,11 +59,14 @@ class AddAdapters(Swap):
     def rewritten(self, spec: Transformer) -> Transformer:
         known = dict(walk(spec))
         wanted = {one.path: one.adapter for one in self.placed}
+        shifts = self._shifts()
         missing = next((path for path in wanted if path not in known), None)
         if missing is not None:
             raise SpecError(f"the adapter stands beside '{missing}', which this model lacks{nearest(missing, known)}")
 
         def change(path: str, record: Record) -> Record:
+            if isinstance(record, Embed) and path in shifts and record.positions is not None:
+                record = record.replace(positions=AfterPrefix(record.positions, *shifts[path]))
             if path not in wanted:
                 return record
             assert isinstance(record, Spec)
@@ -63,9 +79,18 @@ class AddAdapters(Swap):
 
         return rewrite(spec, change)
 
+    def _shifts(self) -> dict[str, tuple[str, float, int]]:
+        """Return which side's positions stand behind a prefix: by its path, the prefix's name, share and length."""
+        sides = {"encoder": "source", "decoder": "target"}
+        prefixes = [(one.path, one.adapter) for one in self.placed if isinstance(one.adapter, Prefix)]
+        return {sides[path.partition(".")[0]]: (one.name, one.share, one.tokens) for path, one in prefixes}
+
     def moves(self, old: Transformer, new: Transformer) -> Moves:
         were, now = dict(walk(old)), dict(walk(new))
         found: dict[str, str | None] = {}
+        for side in self._shifts():
+            if f"{side}.positions" in were:
+                found[f"{side}.positions.base"] = f"{side}.positions"
         for one in self.placed:
             base = f"{one.path}.base" if isinstance(were[one.path], Adapted) else one.path
             found |= {f"{one.path}.base": base}
@@ -97,6 +122,8 @@ class RemoveAdapters(Swap):
         refuse_unknown(self.names, spec)
 
         def change(path: str, record: Record) -> Record:
+            if isinstance(record, AfterPrefix) and record.name in self.names:
+                return record.base
             if not isinstance(record, Adapted):
                 return record
             kept = tuple(one for one in record.adapters if one.name not in self.names)
@@ -137,7 +164,9 @@ class SetShares(Swap):
         refuse_unknown(list(shares), spec)
 
         def change(path: str, record: Record) -> Record:
-            return record.replace(share=shares.get(record.name, 0.0)) if isinstance(record, Adapter) else record
+            if isinstance(record, Adapter | AfterPrefix):
+                return record.replace(share=shares.get(record.name, 0.0))
+            return record
 
         return rewrite(spec, change)
 

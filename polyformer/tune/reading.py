@@ -23,6 +23,7 @@ from polyformer.tune.config import CONFIG, TENSORS, PeftConfig, is_among, read_c
 from polyformer.tune.matrices import Matrices, Matrix
 from polyformer.tune.sample import NOTE, refuse_other_base
 from polyformer.tune.targets import nearest
+from polyformer.tune.virtual import noted, read_virtual
 from polyformer.weights.files import read_notes, read_tensors
 from polyformer.weights.folders import member
 
@@ -59,12 +60,18 @@ def read_adapter(
         raise WeightsError(f"{folder} holds no adapter: there is no {CONFIG}")
     config, file = read_config(folder / CONFIG), member(folder, TENSORS)
     tensors = {key: tensor for key, tensor in read_tensors(file).items()}
+    if config.kind in ("PREFIX_TUNING", "PROMPT_TUNING"):
+        found = read_virtual(config, name, model, tensors)
+        if base == "same":
+            refuse_other_base(read_notes(file).get(NOTE), model, noted(model))
+        return found
     reader = _Reader(config, name, model, Matrices(family))
     for key, tensor in tensors.items():
         reader.take(key.removeprefix(PREFIX), tensor)
     found = reader.found()
     if base == "same":
-        refuse_other_base(read_notes(file).get(NOTE), model, [one.path for one in found.parts.placed])
+        own = [one.path for one in found.parts.placed if not isinstance(one.adapter, Whole)]
+        refuse_other_base(read_notes(file).get(NOTE), model, own)
     return found
 
 

@@ -31,10 +31,11 @@ def bases(spec: Transformer) -> dict[str, Spec]:
 def matching(pattern: str, paths: Iterable[str]) -> list[str]:
     """Return the paths that a pattern means.
 
-    It is a path, or the end of one from a dot on, such as "q" or "op.q"; `*` stands for anything:
-    "decoder.blocks.3.*".
+    It is a path, or the end of one from a dot on, such as "q" or "op.q", and means what is within, too: "blocks.3".
+    `*` stands for anything.
     """
-    return [path for path in paths if fnmatchcase(path, pattern) or fnmatchcase(path, f"*.{pattern}")]
+    wanted = [one + end for one in (pattern, f"*.{pattern}") for end in ("", ".*")]
+    return [path for path in paths if any(fnmatchcase(path, one) for one in wanted)]
 
 
 def targets(spec: Transformer, patterns: Sequence[str]) -> list[str]:
