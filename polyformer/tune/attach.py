@@ -18,7 +18,7 @@ from polyformer.spec import Record, Spec, walk
 from polyformer.swap.origins import origins, owner, tied_groups
 from polyformer.swap.swap import Swap
 from polyformer.tune.changes import AddAdapters, Placed, RemoveAdapters, Shared, place_of, refuse_unknown
-from polyformer.tune.targets import matching, nearest
+from polyformer.tune.targets import matching, nearest, standing
 from polyformer.weights.assemble import assemble
 
 
@@ -58,20 +58,22 @@ def adapter_of(model: TransformerPart, name: str = "default") -> AdapterSet:
     spec, placed, tensors = _spec(model), list[Placed](), dict[str, Tensor]()
     refuse_unknown([name], spec)
     places: dict[str, str] = {}
-    for path, record in walk(spec):
+    records = dict(walk(spec))
+    for plain, path in standing(spec).items():
+        record = records[path]
         if not isinstance(record, Adapted):
             continue
         for i, one in enumerate(record.adapters):
             if one.name == name:
-                placed.append(Placed(path, one))
-                places[f"{path}.adapters.{i}"] = path
+                placed.append(Placed(plain, one))
+                places[f"{path}.adapters.{i}"] = plain
                 own = model.get_submodule(f"{path}.adapters.{i}").state_dict()
-                tensors |= {f"{path}.{key}": tensor for key, tensor in own.items()}
+                tensors |= {f"{plain}.{key}": tensor for key, tensor in own.items()}
     shared = []
     for group in tied_groups(spec.ties):
-        owners = [one.rpartition(".")[0] for one in group]
-        if all(one in places for one in owners):
-            shared.append(Shared(tuple(places[one] for one in owners), group[0].rpartition(".")[2]))
+        owners = [next((place for place in places if one.startswith(f"{place}.")), "") for one in group]
+        if all(owners):
+            shared.append(Shared(tuple(places[one] for one in owners), group[0][len(owners[0]) + 1 :]))
     return AdapterSet(AddAdapters(tuple(placed), tuple(shared)), tensors)
 
 

@@ -21,6 +21,7 @@ from polyformer.spec import Spec, walk
 from polyformer.swap.origins import Moves
 from polyformer.swap.swap import Swap
 from polyformer.tune.changes import AddAdapters, Placed, Shared
+from polyformer.tune.targets import standing
 
 Side = Literal["encoder", "decoder"]
 
@@ -94,7 +95,7 @@ class PromptChange(Swap):
 
 
 def attentions_of(spec: Transformer, side: Side | None = None) -> dict[str, Attention]:
-    """Return the self-attentions of a side's blocks, by path.
+    """Return the self-attentions of a side's blocks, by path in the model without adapters.
 
     Raises:
         SpecError: no such side, or one whose rows are no text's, or whose blocks have none.
@@ -105,12 +106,12 @@ def attentions_of(spec: Transformer, side: Side | None = None) -> dict[str, Atte
         raise SpecError(
             f"this model has no {side} that reads tokens and is a stack of blocks, for a prefix to stand in"
         )
-    found = {}
-    for path, record in walk(stack, side):
-        if isinstance(record, Adapted) and isinstance(record.base, Attention):
-            found[path] = record.base
-        elif isinstance(record, Attention) and path.removesuffix(".base") not in found:
-            found[path] = record
+    records, found = dict(walk(spec)), dict[str, Attention]()
+    for plain, path in standing(spec).items():
+        record = records[path]
+        base = record.base if isinstance(record, Adapted) else record
+        if isinstance(base, Attention) and plain.startswith(f"{side}."):
+            found[plain] = base
     if not found:
         raise SpecError(f"no block of the {side} has keys and values that a prefix could stand before")
     return found

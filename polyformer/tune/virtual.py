@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from polyformer.errors import SpecError, WeightsError
-from polyformer.parts import Prefix, Prompt, Transformer
+from polyformer.parts import Embed, Prefix, Prompt, Transformer, Whole
 from polyformer.parts.adapters import AdaptedPart
 from polyformer.parts.model import TransformerPart
 from polyformer.parts.prefix import PrefixPart
@@ -17,22 +17,24 @@ from polyformer.tune.attach import AdapterSet
 from polyformer.tune.changes import AddAdapters, Placed, Shared
 from polyformer.tune.config import PeftConfig
 from polyformer.tune.prompts import attentions_of, tokens_of
-from polyformer.tune.targets import bases
+from polyformer.tune.targets import bases, standing
 
 NAME = "prompt_embeddings"
 
 
-def read_virtual(config: PeftConfig, name: str, model: TransformerPart, tensors: Mapping[str, Tensor]) -> AdapterSet:
-    """Return the prefix or prompt of a file's one tensor.
+def read_virtual(config: PeftConfig, name: str, model: TransformerPart, table: Tensor | None) -> AdapterSet | None:
+    """Return the prefix or prompt of a file's one tensor; None where the file is of another method.
 
     Raises:
-        WeightsError: another tensor, or one of another size than this model's.
+        WeightsError: the tensor lacks, shouldn't be there, or is of another size than this model's.
         SpecError: a model that can have no such thing.
     """
-    if tensors.keys() != {NAME}:
-        raise WeightsError(f"the adapter's file should hold {NAME} alone, not {', '.join(sorted(tensors)[:3])}")
-    table, spec = tensors[NAME], model.spec
+    spec, wanted = model.spec, config.kind in ("PREFIX_TUNING", "PROMPT_TUNING")
     assert isinstance(spec, Transformer)
+    if (table is not None) != wanted:
+        raise WeightsError(f"the adapter's file {'lacks' if wanted else 'should not hold'} {NAME}")
+    if table is None:
+        return None
     if table.ndim != 2 or config.tokens < 1 or len(table) not in (config.tokens, 2 * config.tokens):
         raise WeightsError(f"{NAME} has shape {list(table.shape)}, but there should be {config.tokens} tokens")
     table = table[: config.tokens]  # behind an encoder's prompt PEFT keeps one for the decoder, which it never uses
@@ -53,7 +55,7 @@ def write_virtual(model: TransformerPart, own: AdapterSet) -> tuple[dict[str, An
         SpecError: something else stands beside it under the same name, or the prefixes don't stand in all layers;
             or PEFT would give one prefix to two layers, as it does in decoders behind an encoder.
     """
-    spec, placed = model.spec, own.parts.placed
+    spec, placed = model.spec, [one for one in own.parts.placed if not isinstance(one.adapter, Whole)]
     assert isinstance(spec, Transformer)
     first = placed[0].adapter
     if len({type(one.adapter) for one in placed}) > 1:
@@ -81,12 +83,9 @@ def write_virtual(model: TransformerPart, own: AdapterSet) -> tuple[dict[str, An
 
 
 def _scale(spec: Transformer, path: str) -> float:
-    """Return by what the reference's own embedding multiplies a token's vector, which PEFT doesn't do to a prompt's.
-
-    Where it is the model that does so (Gemma, which rounds the factor), a prompt's are multiplied too.
-    """
+    """Return by what the reference's own embedding multiplies a token's vector, which PEFT doesn't do to a prompt's."""
     embed = getattr(spec, path.partition(".")[0])
-    return embed.scale if isinstance(embed, Embed) and embed.rounding == "none" else 1.0
+    return embed.scale if isinstance(embed, Embed) else 1.0
 
 
 def noted(model: TransformerPart) -> list[str]:
@@ -142,7 +141,8 @@ def _laid_out(pairs: Sequence[tuple[Tensor, Tensor]], places: Sequence[int]) -> 
 
 
 def _pair(model: TransformerPart, placed: Placed) -> tuple[Tensor, Tensor]:
-    part = model.get_submodule(placed.path)
+    assert isinstance(model.spec, Transformer)
+    part = model.get_submodule(standing(model.spec)[placed.path])
     assert isinstance(part, AdaptedPart)
     own = part.adapters[part.spec.adapters.index(placed.adapter)]
     assert isinstance(own, PrefixPart)

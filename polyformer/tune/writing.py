@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyformer.errors import SpecError
 from polyformer.families import Family
@@ -20,8 +20,9 @@ from polyformer.parts.model import TransformerPart
 from polyformer.tune.attach import AdapterSet, adapter_of
 from polyformer.tune.config import CONFIG, TENSORS, write_config
 from polyformer.tune.matrices import Matrices, Matrix
-from polyformer.tune.reading import PREFIX, base_at
+from polyformer.tune.reading import PREFIX, base_of
 from polyformer.tune.sample import NOTE, sample, written
+from polyformer.tune.targets import standing
 from polyformer.tune.virtual import noted, write_virtual
 from polyformer.weights.files import write_tensors
 from polyformer.weights.folders import staged_folder
@@ -70,8 +71,12 @@ def write_adapter(
     own = adapter_of(model, name)
     if any(isinstance(one.adapter, Prefix | Prompt) for one in own.parts.placed):
         config, tensors = write_virtual(model, own)
-        note = sample(model, noted(model))
+        matrices, note = Matrices(family), sample(model, noted(model))
+        writer = _Writer(model, matrices)
+        for matrix in _expected(family, matrices):
+            writer.put_whole(matrix, name)
         config = {**_common(model, family, base), **config}
+        tensors |= {f"base_model.{key}": tensor for key, tensor in writer.tensors.items()}
     else:
         config, tensors, note = _of_matrices(model, family, own, base)
     with staged_folder(Path(folder), replace) as stage:
@@ -136,7 +141,8 @@ class _Writer:
     """Makes PEFT's tensors and configuration of ours, matrix by matrix."""
 
     def __init__(self, model: TransformerPart, matrices: Matrices) -> None:
-        self.model, self.matrices = model, matrices
+        assert isinstance(model.spec, Transformer)
+        self.model, self.matrices, self.places = model, matrices, standing(model.spec)
         self.tensors: dict[str, Tensor] = {}
         self.loras: dict[Matrix, _LowRank] = {}
         self.factors: dict[Matrix, IA3] = {}
@@ -217,14 +223,17 @@ class _Writer:
             lengths = [self._lengths(path, own[path][1]["longer"] if path in own else None) for path in matrix.paths]
             self.tensors[f"{matrix.name}.lora_magnitude_vector"] = matrix.together(lengths)
 
+    def _part(self, path: str) -> nn.Module:
+        return self.model.get_submodule(self.places[path])
+
     def _outputs(self, path: str) -> int:
-        spec = base_at(self.model, path).spec
+        spec = base_of(self._part(path)).spec
         assert isinstance(spec, Affine)
         return spec.outputs
 
     def _lengths(self, path: str, longer: Tensor | None) -> Tensor:
         dtype = torch.float32 if longer is None else longer.dtype
-        lengths: Tensor = torch.linalg.vector_norm(base_at(self.model, path).matrix().detach(), dim=1, dtype=dtype)
+        lengths: Tensor = torch.linalg.vector_norm(base_of(self._part(path)).matrix().detach(), dim=1, dtype=dtype)
         return lengths if longer is None else lengths + longer
 
     def _factors(self, matrix: Matrix, own: Own) -> None:
@@ -249,8 +258,8 @@ class _Writer:
         """Take a matrix as it is with the adapter of a name, changed or not."""
         merged: dict[str, dict[str, Tensor]] = {}
         for path in matrix.paths:
-            part = self.model.get_submodule(path)
-            weight, bias = base_at(self.model, path).matrix().detach(), base_at(self.model, path).bias
+            part = self._part(path)
+            weight, bias = base_of(part).matrix().detach(), base_of(part).bias
             if isinstance(part, AdaptedPart):
                 weight, bias = part.merged({name: 1.0})
             merged[path] = {"part.weight": weight} | ({} if bias is None else {"part.bias": bias.detach()})
