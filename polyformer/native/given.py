@@ -104,7 +104,7 @@ def kinds_for(program: Program, precision: Precision) -> Callable[[str, Given], 
     places = {one.path for one in program.weights} - _multiplied(program) - tokens
 
     def kind(path: str, given: Given) -> Kind:
-        if path in places or precision == "fp32":
+        if path in places or precision == "fp32" or ".adapters." in path:  # those are small, and narrow
             return "f32"
         if precision == "as stored":
             return OWN_KINDS.get(given.source, "f32")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from polyformer.errors import RunError
+from polyformer.errors import RunError, SpecError
 from polyformer.families import read_family
 from polyformer.families.gguf import gguf_config
 from polyformer.native.given import Precision, from_gguf, from_tensors, kinds_for
@@ -19,6 +19,7 @@ from polyformer.native.program import Program, TakeTokens
 from polyformer.weights.gguf import read_gguf
 
 if TYPE_CHECKING:
+    from polyformer.parts.flow import Mix
     from polyformer.parts.model import TransformerPart
 
 
@@ -50,7 +51,10 @@ class NativeRunner:
         vocabulary, source_vocabulary: how many tokens there are of either; None where no text is read.
         reads_source: whether a slot must be given a text to read first.
         version: names the weights.
+        adapters: none: what adapters the model has act on every text, as its spec says.
     """
+
+    adapters: tuple[str, ...] = ()
 
     def __init__(self, state: NativeState) -> None:
         program, machine = state.model.program, state.machine
@@ -60,6 +64,11 @@ class NativeRunner:
         self.source_positions: int | None = self.positions if self.reads_source else None
         self.source_vocabulary = _tokens_read(program)
         self.version: Hashable = 0
+
+    def use(self, slot: int, mix: Mix | None) -> None:
+        """Refuse a mix of adapters for one slot; raises `SpecError`."""
+        if mix is not None:
+            raise SpecError("a model that runs natively can't change its adapters between texts; load it in PyTorch")
 
     def step(self, rows: RowsOfStep, wanted: Sequence[int]) -> Tensor:
         """Run the rows, hold what later ones need of them, and return the scores [W, V] of those wanted.
