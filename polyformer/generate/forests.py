@@ -18,6 +18,7 @@ from torch import Tensor
 from polyformer.generate.beams import Step
 from polyformer.generate.candidates import Candidates, best_tokens
 from polyformer.generate.runner import Counts, Rows, Runner
+from polyformer.generate.scores import tensor_of
 from polyformer.parts.caches import cache_for
 from polyformer.parts.model import Memory, TransformerPart
 
@@ -205,14 +206,14 @@ class SlotForest:
         rows = self._rows(last)
         found = self.runner.best(rows, range(len(rows.ids)), count, forbidden.tolist())
         self._lengthen(rows)
-        return Candidates(*found)
+        return Candidates(*map(tensor_of, found))
 
     def scores(self, last: Tensor, live: Tensor) -> Tensor:
         """Return all scores."""
         rows = self._rows(last)
         found = self.runner.step(rows, range(len(rows.ids)))
         self._lengthen(rows)
-        return found
+        return tensor_of(found)
 
     def _rows(self, last: Tensor) -> Rows:
         pairs = [(slot, token) for slot, token in zip(self._slots, last.tolist(), strict=True) if slot >= 0]

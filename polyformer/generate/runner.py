@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from polyformer.errors import SpecError
+
+if TYPE_CHECKING:
+    from polyformer.generate.scores import Ids, Scores
 
 
 @dataclass
@@ -84,7 +85,7 @@ class Runner(Protocol):
     def version(self) -> Hashable:
         """Names the weights. What was computed under another one is never used again."""
 
-    def step(self, rows: Rows, wanted: Sequence[int]) -> Tensor:
+    def step(self, rows: Rows, wanted: Sequence[int]) -> Scores:
         """Run the rows, hold what later ones need of them, and return the scores [W, V] of those wanted, in float32.
 
         Args:
@@ -93,7 +94,7 @@ class Runner(Protocol):
 
     def best(
         self, rows: Rows, wanted: Sequence[int], count: int, forbidden: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Scores, Ids]:
         """Do what `step` does, but return only the likeliest next tokens of the rows wanted, best first.
 
         Args:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -69,9 +71,15 @@ class NativeRunner:
         """
         return torch.from_numpy(self.state.step(rows.ids, rows.slots, rows.positions, wanted))
 
-    def read(self, slot: int, source: Sequence[int]) -> None:
-        """Run the encoder on a text, at which the slot's rows will look."""
-        self.state.read(source, slot)
+    def best(
+        self, rows: RowsOfStep, wanted: Sequence[int], count: int, forbidden: Sequence[int]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Do what `step` does, but return the likeliest next tokens: log-probabilities and ids [W, count], in order."""
+        return self.state.best(rows.ids, rows.slots, rows.positions, wanted, min(count, self.vocabulary), forbidden)
+
+    def read(self, sources: Mapping[int, Sequence[int]]) -> None:
+        """Run the encoder on the texts of slots, at which their rows will look."""
+        self.state.read_all(sources)
 
     def length(self, slot: int) -> int:
         """Return how many tokens a slot holds."""
