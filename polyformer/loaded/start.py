@@ -12,7 +12,7 @@ from polyformer.loaded.kept import keep, key_of, recall
 from polyformer.loaded.layouts import CONFIG, GENERATION, MODULES, SPEC
 from polyformer.loaded.ready import ready_path
 from polyformer.loaded.tokenizers import refuse_larger, tokenizers_at
-from polyformer.loaded.writer import Writer
+from polyformer.loaded.writer import Packing, Writer
 from polyformer.native.kinds import Precision
 from polyformer.native.library import library
 from polyformer.native.plan import Plan, Store
@@ -51,9 +51,14 @@ def open_writer(path: str | Path, weights: Precision | None = None) -> Writer | 
         from polyformer.loaded.files import load_to_write
 
         return load_to_write(path, weights)
-    tokenizer = _tokenizer(source)
-    refuse_larger(path, tokenizer, plan.tokens)
-    return Writer(path, plan, weights or source.weights, source.store, tokenizer)
+    packing = Packing(plan, source.store, weights or source.weights)
+    try:
+        tokenizer = _tokenizer(source)
+        refuse_larger(path, tokenizer, plan.tokens)
+    except BaseException:
+        packing.stop()
+        raise
+    return Writer(path, plan, packing, tokenizer)
 
 
 class Source(NamedTuple):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polyformer.errors import SpecError
+from polyformer.errors import RunError, SpecError
 from polyformer.loaded.writing import chat_rows, continuing, guesser_for, machine_for
 from polyformer.native.kinds import Precision, kinds_for
-from polyformer.native.machine import NativeModel, NativeState
+from polyformer.native.machine import Given, NativeModel, NativeState
 from polyformer.native.plan import Plan, PlannedWeights, Store
 from polyformer.native.runner import NativeRunner
 
@@ -18,6 +19,52 @@ if TYPE_CHECKING:
     from polyformer.data.chat import Message
     from polyformer.data.checkpoint_tokenizer import TextTokenizer
     from polyformer.generate import Capacity, Engine, Request, Sampling
+
+
+class Packing:
+    """Packs a plan's weights in a thread of its own, while the tokenizer is read: the native side needs no Python."""
+
+    def __init__(self, plan: Plan, store: Store, held: Precision) -> None:
+        """Begin; `held` says how matrices are held."""
+        self.plan, self.held = plan, held
+        self._give, self._stopped = PlannedWeights(plan, store), False
+        self._made: NativeModel | None = None
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._pack, name="packing")
+        self._thread.start()
+
+    def done(self) -> NativeModel:
+        """Wait, and return the model.
+
+        Raises:
+            RunError: the native side refuses a weight.
+            WeightsError: the file can't be read any more.
+        """
+        try:
+            self._thread.join()
+        except BaseException:
+            self.stop()
+            raise
+        if self._error is not None:
+            raise self._error
+        assert self._made is not None
+        return self._made
+
+    def stop(self) -> None:
+        """Give it up, as soon as the weight at hand is packed."""
+        self._stopped = True
+
+    def _pack(self) -> None:
+        machine, program = machine_for(1, self.plan.context), self.plan.program
+        try:
+            self._made = NativeModel(program, self._given, kinds_for(program, self.held), machine.room)
+        except Exception as error:  # which `done` raises
+            self._error = error
+
+    def _given(self, path: str) -> Given:
+        if self._stopped:
+            raise RunError("packing was given up")
+        return self._give(path)
 
 
 @dataclass
@@ -29,15 +76,13 @@ class Writer:
     Attributes:
         path: the file or folder.
         plan: its program, and where its weights lie.
-        native: how matrices are held.
-        store: the file's tensors.
+        packing: its weights, as they are made ready.
         text_tokenizer: None where there is none.
     """
 
     path: Path
     plan: Plan
-    native: Precision
-    store: Store
+    packing: Packing
     text_tokenizer: TextTokenizer | None
 
     reads_source = False
@@ -72,9 +117,10 @@ class Writer:
         return Engine(self.runner(slots), capacity, guesser)
 
     def runner(self, slots: int) -> NativeRunner:
-        """Return what runs the model."""
-        machine, program = machine_for(slots, self.plan.context), self.plan.program
-        model = NativeModel(
-            program, PlannedWeights(self.plan, self.store), kinds_for(program, self.native), machine.room
-        )
-        return NativeRunner(NativeState(model, machine))
+        """Return what runs the model; waits for its weights."""
+        return NativeRunner(NativeState(self.packing.done(), machine_for(slots, self.plan.context)))
+
+    @property
+    def native(self) -> Precision:
+        """How matrices are held."""
+        return self.packing.held
