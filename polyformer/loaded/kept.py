@@ -8,6 +8,7 @@ are read, and what is done to them, which the native side checks. Whatever is wr
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -56,7 +57,7 @@ def _code() -> Iterator[bytes]:
 
 def recall(key: str) -> Plan | None:
     """Return the plan that is kept under a key, None if there is none that is whole."""
-    file = _folder() / f"{key}.json"
+    file = folder() / f"{key}.json"
     try:
         state = file.stat()
         if state.st_size > LARGEST or (hasattr(os, "getuid") and state.st_uid != os.getuid()):
@@ -76,22 +77,24 @@ def recall(key: str) -> Plan | None:
 
 def keep(key: str, plan: Plan) -> None:
     """Keep a plan, if the cache can be written."""
-    folder = _folder()
+    place = folder()
     text = plan.to_json()
-    beside = folder / f".{secrets.token_hex(8)}"
+    beside = place / f".{secrets.token_hex(8)}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
         beside.write_text(f"{_sum(key, text)}\n{text}", encoding="utf-8")
-        beside.replace(folder / f"{key}.json")
-        kept = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime)
+        beside.replace(place / f"{key}.json")
+        kept = sorted(place.glob("*.json"), key=lambda file: file.stat().st_mtime)
         for file in kept[:-MOST]:
             file.unlink(missing_ok=True)
     except OSError as error:
         log.info("the plan of this model can't be kept, so that it starts slowly: %s", error)
-        beside.unlink(missing_ok=True) if beside.parent.is_dir() else None
+        with contextlib.suppress(OSError):
+            beside.unlink()
 
 
-def _folder() -> Path:
+def folder() -> Path:
+    """Return where plans are kept."""
     return cache_folder() / "plans"
 
 
