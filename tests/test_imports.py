@@ -21,8 +21,8 @@ FLOORS = [
     {"native"},
     {"generate", "explain", "swap"},
     {"answer"},
-    {"train", "judge", "bench"},
     {"loaded"},
+    {"train", "judge", "bench"},
     {"cli"},
     {"__init__", "__main__"},
 ]

@@ -65,7 +65,7 @@ def asked(values: dict[str, Any]) -> Sampling:
 
     table = {name: value for name, value in values.items() if name != "settings" and value not in (None, [])}
     for setting in values["settings"] or []:
-        from polyformer.train.recipe import apply_setting
+        from polyformer.train.reading import apply_setting
 
         apply_setting(table, setting)
     return sampling_of(table, "--set")
