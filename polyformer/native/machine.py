@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -43,6 +45,19 @@ class Machine(Record):
     threads: int = 2
     cache: Literal["f32", "f16", "i8"] = "f32"
     kernels: Literal["best", "portable"] = "best"
+
+
+def processors() -> int:
+    """Return how many threads may work: what PyTorch was told, where somebody uses it, or else what `OMP_NUM_THREADS`
+    says, or as many as there are processors for this program."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return int(torch.get_num_threads())
+    said = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    if said.isdecimal() and int(said) > 0:
+        return min(int(said), 256)
+    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return min(len(own), 256)
 
 
 @dataclass(frozen=True)
