@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from polyformer.errors import RunError
 from polyformer.native.kinds import Precision, kinds_for
-from polyformer.native.machine import Machine, NativeModel, NativeState
+from polyformer.native.machine import RETRACTS, Machine, NativeModel, NativeState
 from polyformer.native.program import Program, TakeTokens
 
 if TYPE_CHECKING:
@@ -45,8 +45,11 @@ class NativeRunner:
         positions, source_positions: the longest sequence, and the longest text that is read.
         vocabulary, source_vocabulary: how many tokens there are of either; None where no text is read.
         reads_source: whether a slot must be given a text to read first.
+        retracts: how many of the last tokens a slot can always be cut back by.
         version: names the weights.
     """
+
+    retracts = RETRACTS
 
     def __init__(self, state: NativeState) -> None:
         program, machine = state.model.program, state.machine
@@ -74,8 +77,8 @@ class NativeRunner:
         return self.state.length(slot)
 
     def earliest(self, slot: int) -> int:
-        """Return the least length above 0 that a slot can be cut back to: keys can be forgotten one by one."""
-        return min(1, self.state.length(slot))
+        """Return the least length above 0 that a slot can be cut back to; what lies before windows is forgotten."""
+        return self.state.earliest(slot)
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget all but the first `length` tokens of a slot."""
