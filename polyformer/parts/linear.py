@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from polyformer.parts.flow import Flow
 
 
-class Linear(Spec):
-    """y = x Wᵀ + b, with W [outputs, inputs]. Starts from Xavier's uniform distribution (Glorot and Bengio 2010)."""
+class Affine(Spec, abstract=True):
+    """y = x Wᵀ + b, with W [outputs, inputs], however W is held: adapters stand beside any of these."""
 
     inputs: int
     outputs: int
@@ -25,12 +25,26 @@ class Linear(Spec):
     def check(self) -> None:
         self.require(self.inputs > 0 and self.outputs > 0, "inputs and outputs must be at least 1")
 
+
+class AffinePart(Part):
+    """x [..., inputs] -> [..., outputs]."""
+
+    bias: Tensor | None
+
+    def matrix(self) -> Tensor:
+        """Return W [outputs, inputs] as floating-point numbers."""
+        raise NotImplementedError
+
+
+class Linear(Affine):
+    """y = x Wᵀ + b, with W [outputs, inputs]. Starts from Xavier's uniform distribution (Glorot and Bengio 2010)."""
+
     def module(self) -> Part:
         return LinearPart(self)
 
 
-class LinearPart(Part):
-    """x [..., inputs] -> [..., outputs]."""
+class LinearPart(AffinePart):
+    """W is a parameter of floating-point numbers."""
 
     def __init__(self, spec: Linear) -> None:
         super().__init__(spec)
@@ -40,3 +54,6 @@ class LinearPart(Part):
 
     def forward(self, x: Tensor, flow: Flow | None = None) -> Tensor:
         return F.linear(x, self.weight, self.bias)
+
+    def matrix(self) -> Tensor:
+        return self.weight
