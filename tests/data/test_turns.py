@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyformer.data.checkpoint_tokenizer import TextTokenizer
-from polyformer.data.examples import Example, read_examples, split_examples, without
+from polyformer.data.examples import Example, read_examples, split_examples, without, write_examples
 from polyformer.data.rows import TextBatch
 from polyformer.data.turns import Renderer, TurnRecipe, TurnRows, encode_turns, packed
 from polyformer.errors import DataError
@@ -291,10 +291,8 @@ class TestSplits:
 
     def test_its_order_does_not_matter(self, tmp_path: Path) -> None:
         rows = conversations(30)
-        one, other = (
-            split_examples(read_examples(write_jsonl(tmp_path / "x.jsonl", some)), 0.2, 0)
-            for some in (rows, rows[::-1])
-        )
+        files = [write_jsonl(tmp_path / name, some) for name, some in (("a.jsonl", rows), ("b.jsonl", rows[::-1]))]
+        one, other = (split_examples(read_examples(file), 0.2, 0) for file in files)
         assert [x.data for x in one.validation] == [x.data for x in other.validation]
         assert [x.data for x in one.train] == [x.data for x in other.train]
 
@@ -305,9 +303,8 @@ class TestSplits:
 
     def test_a_file_of_its_own(self, tmp_path: Path) -> None:
         rows = [{"text": f"text {i}"} for i in range(6)]
-        train, held = (
-            read_examples(write_jsonl(tmp_path / f"{n}.jsonl", some)) for n, some in (("a", rows), ("b", rows[:2]))
-        )
+        train = read_examples(write_jsonl(tmp_path / "a.jsonl", rows))
+        held = read_examples(write_jsonl(tmp_path / "b.jsonl", rows[:2]))
         split = without(train, held)
         assert len(split.train) == 4
         assert "2 that ask for what a held-out one asks for" in str(split)

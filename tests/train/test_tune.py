@@ -1,4 +1,4 @@
-"""A model that is there, tuned: losses and gradients are the reference's, runs go on bit for bit, results load there."""
+"""Tuning a model that is there: the reference's losses and gradients, runs that go on bit for bit, their results."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from polyformer import load
 from polyformer.cli import app
 from polyformer.data.examples import Example
 from polyformer.data.turns import Renderer, TurnRecipe, TurnRows, encode_turns
-from polyformer.errors import DataError, RunError, SpecError
+from polyformer.errors import PolyformerError, RunError
 from polyformer.train.journal import read_metrics
 from polyformer.train.objectives import batch_loss
 from polyformer.train.run import train
@@ -97,30 +97,23 @@ class TestRuns:
         recipe, folder = tune_recipe(base, data, OFTEN), tmp_path / "run"
         train_until(recipe, folder, 8)
         assert_same_run(tuned, train(recipe, folder, resume=True).folder)
-        assert [(one / "samples" / "epoch-0002.jsonl").read_text() for one in (tuned, folder)][0].strip()
+        one, other = ((run / "samples" / "epoch-0002.jsonl").read_text() for run in (tuned, folder))
+        assert one == other
 
     def test_another_base_is_refused(self, base: Path, data: Path, tmp_path: Path) -> None:
         other = decoder(tmp_path / "other", num_hidden_layers=1)
         recipe = tune_recipe(other, data, STEPS)
         train(recipe, tmp_path / "run")
-        (other / "model.safetensors").write_bytes(
-            (decoder(tmp_path / "third", num_hidden_layers=1) / "model.safetensors").read_bytes()
-        )
         tensors = load_file(other / "model.safetensors")
-        tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1
-        from safetensors.torch import save_file
-
+        tensors["model.norm.weight"] += 1
         save_file(tensors, other / "model.safetensors", {"format": "pt"})
         with pytest.raises(RunError, match="holds another model than when this run began"):
             train(recipe, tmp_path / "run", resume=True)
 
     def test_another_recipe_is_refused(self, base: Path, data: Path, tuned: Path) -> None:
+        other = tune_recipe(base, data, OFTEN, batch={"length": 64, "tokens": 128, "packing": "padded"})
         with pytest.raises(RunError, match=r"batch.packing is 'apart' there and 'padded' here"):
-            train(
-                tune_recipe(base, data, OFTEN, batch={"length": 64, "tokens": 128, "packing": "padded"}),
-                tuned,
-                resume=True,
-            )
+            train(other, tuned, resume=True)
 
     def test_frozen_layers_stay(self, base: Path, data: Path, tmp_path: Path) -> None:
         frozen = {"type": "Full", "frozen": ["target.*", "decoder.blocks.0.*", "head.*"]}
@@ -139,19 +132,9 @@ class TestRuns:
         assert "task: ReadTexts" in report
         assert "_written_" in report
         (tmp_path / "book.txt").write_text("The river falls.\n" * 300, encoding="utf-8")
-        told = (
-            train(
-                tune_recipe(
-                    base,
-                    tmp_path / "book.txt",
-                    STEPS,
-                    data={"path": str(tmp_path / "book.txt"), "held_out": str(tmp_path / "texts.jsonl")},
-                ),
-                tmp_path / "two",
-            ).folder
-            / "splits"
-            / "report.txt"
-        ).read_text()
+        both = {"path": str(tmp_path / "book.txt"), "held_out": str(tmp_path / "texts.jsonl")}
+        two = train(tune_recipe(base, tmp_path, STEPS, data=both), tmp_path / "two").folder
+        told = (two / "splits" / "report.txt").read_text()
         assert "text: 1 to train on, 30 to validate with" in told
 
     def test_completions(self, base: Path, tmp_path: Path) -> None:
@@ -181,7 +164,7 @@ class TestRefusals:
             ({"method": {"type": "Full", "frozen": ["*"]}}, "all parameters are frozen"),
             ({"batch": {"length": 5000}}, "batch.length is 5000, but .* reads at most 128 tokens"),
             ({"batch": {"length": 4}}, "all .* answers stand behind the 4 tokens"),
-            ({"task": {"type": "ReadTexts"}}, "ReadTexts learns from text, but .* holds examples of messages"),
+            ({"task": {"type": "ReadTexts"}}, "ReadTexts learns from examples of text, and .* holds messages"),
             ({"data": {"path": "none.jsonl"}}, "there is no file none.jsonl"),
             ({"data": {"path": "none"}}, "there is no file or folder none"),
             ({"base": "nowhere"}, "nowhere does not exist"),
@@ -190,7 +173,7 @@ class TestRefusals:
     def test_what_can_not_be_leaves_nothing_behind(
         self, changes: dict[str, Any], told: str, base: Path, data: Path, tmp_path: Path
     ) -> None:
-        with pytest.raises((SpecError, DataError, Exception), match=told):
+        with pytest.raises(PolyformerError, match=told):
             train(tune_recipe(base, data, STEPS, **changes), tmp_path / "run")
         assert not list(tmp_path.iterdir())
 

@@ -97,7 +97,7 @@ def conversations(count: int = 40, seed: int = 0) -> list[dict[str, Any]]:
     return made
 
 
-def tune_recipe(base: Path, data: Path, train: dict[str, Any] | None = None, **changes: Any) -> TuneRecipe:
+def tune_recipe(model: Path, examples: Path, train: dict[str, Any] | None = None, **changes: Any) -> TuneRecipe:
     """Return a recipe that tunes a tiny model in a second or two."""
     settings = {
         "budget": {"type": "Epochs", "count": 2},
@@ -110,8 +110,8 @@ def tune_recipe(base: Path, data: Path, train: dict[str, Any] | None = None, **c
     return TuneRecipe.from_data(
         {
             "name": "toy-tuned",
-            "base": str(base),
-            "data": {"path": str(data), "validation": 0.2},
+            "base": str(model),
+            "data": {"path": str(examples), "validation": 0.2},
             "batch": {"length": 64, "tokens": 128},
             "train": settings,
             "report": {"samples": 2, "sampling": {"limit": 6}},
