@@ -16,13 +16,14 @@ from polyformer.data.files import text_lines
 from polyformer.data.split import Shares, hashed, hold_out, linked
 from polyformer.errors import DataError, suggest
 
-Kind = Literal["messages", "completion", "labelled", "tagged", "related", "answered", "text"]
+Kind = Literal["messages", "completion", "labelled", "pictured", "tagged", "related", "answered", "text"]
 
 KEYS: Mapping[Kind, tuple[str, ...]] = {
     "messages": ("messages",),
     "completion": ("prompt", "completion"),
     "tagged": ("tokens", "tags"),
     "labelled": ("text", "label"),
+    "pictured": ("image", "label"),
     "related": ("anchor", "positive"),
     "answered": ("source", "target"),
     "text": ("text",),
@@ -197,14 +198,15 @@ def _named(kind: Kind) -> str:
 def _check(kind: Kind, row: Mapping[str, Any], where: str) -> None:
     """Raise for values of the wrong kind; what messages hold is seen when they are rendered."""
     texts = {"completion", "related", "answered", "text"}
-    keys = (*KEYS[kind], *OPTIONAL.get(kind, ())) if kind in texts else ("text",) if kind == "labelled" else ()
+    keys = (*KEYS[kind], *OPTIONAL.get(kind, ())) if kind in texts else ()
+    keys = KEYS[kind][:1] if kind in ("labelled", "pictured") else keys
     for key in keys:
         if row.get(key) is not None and not isinstance(row[key], str):
             raise DataError(f"{where}: '{key}' should be text, not {type(row[key]).__name__}")
     missing = next((key for key in keys if key in KEYS[kind] and row[key] is None), None)
     if missing is not None:
         raise DataError(f"{where}: '{missing}' is null")
-    if kind == "labelled" and not isinstance(row["label"], str | int):
+    if kind in ("labelled", "pictured") and not isinstance(row["label"], str | int):
         raise DataError(f"{where}: 'label' should be text or a whole number, not {type(row['label']).__name__}")
     if kind == "messages" and (not isinstance(row["messages"], list) or not row["messages"]):
         raise DataError(f"{where}: 'messages' should be a list of messages, each with a role and content")
@@ -244,6 +246,7 @@ ASKED: Mapping[Kind, Callable[[Mapping[str, Any]], list[str]]] = {
     "messages": _first_words,
     "completion": lambda data: [data["prompt"]],
     "labelled": lambda data: [data["text"]],
+    "pictured": lambda data: [data["image"]],
     "tagged": lambda data: [" ".join(data["tokens"])],
     "related": lambda data: [data["anchor"], data["positive"]],
     "answered": lambda data: [data["source"]],

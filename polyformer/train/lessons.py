@@ -75,7 +75,7 @@ class Lesson(ABC):
     what: ClassVar[str] = "tokens asked for"
     item: ClassVar[str] = "a token"
     names: ClassVar[tuple[str, str, str]] = ("given", "written", "as it stands there")
-    aim: ClassVar[Aim] = LIKELIHOOD
+    aim: Aim = LIKELIHOOD
 
     def __init__(self, recipe: TuneRecipe, base: Loaded) -> None:
         self.recipe, self.base = recipe, base
@@ -116,6 +116,11 @@ class Lesson(ABC):
 
     def samples(self, model: TransformerPart, examples: Sequence[Example]) -> list[Sample]:
         """Return some answers of the model to held-out examples."""
+        return []
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of how the model was made ready."""
         return []
 
     @property

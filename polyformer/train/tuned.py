@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from polyformer.data.examples import (
+    COLUMNS,
     Example,
     Examples,
     ExampleSplits,
@@ -27,21 +28,52 @@ from polyformer.data.examples import (
     write_examples,
 )
 from polyformer.data.guess import texts_of
+from polyformer.data.labelled import pictures_in
 from polyformer.errors import DataError, RunError, SpecError
 from polyformer.judge import Sample
 from polyformer.loaded import Loaded, load
 from polyformer.parts.model import Transformer, TransformerPart
 from polyformer.swap import drift
+from polyformer.train.encoder_lessons import Classifying, Relating, Seeing, Tagging
 from polyformer.train.jobs import Opened, Work
 from polyformer.train.lessons import Conversing, Lesson, Reading, TuneScores
+from polyformer.train.pair_lessons import Responding
 from polyformer.train.report import quoted
-from polyformer.train.tuning import Converse, ReadTexts, TuneData, TuneRecipe, TuneTask
+from polyformer.train.tuning import (
+    Classify,
+    ClassifyImages,
+    Converse,
+    ReadTexts,
+    Relate,
+    Respond,
+    TagWords,
+    TuneData,
+    TuneRecipe,
+    TuneTask,
+)
 from polyformer.weights.assemble import disassemble
 
 PARTS = ("train", "validation")
 
-LESSONS: Mapping[type[TuneTask], type[Lesson]] = {Converse: Conversing, ReadTexts: Reading}
-TASKS: Mapping[Kind, TuneTask] = {"messages": Converse(), "completion": Converse(), "text": ReadTexts()}
+LESSONS: Mapping[type[TuneTask], type[Lesson]] = {
+    Classify: Classifying,
+    ClassifyImages: Seeing,
+    Converse: Conversing,
+    ReadTexts: Reading,
+    Relate: Relating,
+    Respond: Responding,
+    TagWords: Tagging,
+}
+TASKS: Mapping[Kind, TuneTask] = {
+    "messages": Converse(),
+    "completion": Converse(),
+    "labelled": Classify(),
+    "pictured": ClassifyImages(),
+    "tagged": TagWords(),
+    "related": Relate(),
+    "answered": Respond(),
+    "text": ReadTexts(),
+}
 """What examples of a kind are for, where a recipe doesn't say."""
 
 
@@ -79,7 +111,7 @@ class OfTuning(Work[TuneRecipe]):
         (folder / "splits").mkdir()
         for name in PARTS:
             write_examples(folder / "splits" / f"{name}.jsonl", getattr(splits, name))
-        told = "\n".join((str(splits), *notes))
+        told = "\n".join((str(splits), *notes, *self.lesson.notes))
         (folder / "splits" / "report.txt").write_text(f"{told}\n", encoding="utf-8")
         return self.recipe
 
@@ -161,7 +193,7 @@ def read_splits(recipe: TuneData, task: TuneTask | None) -> ExampleSplits:
         DataError: as `read_examples` and `split_examples` do.
     """
     columns: Kind = next((kind for kind, one in TASKS.items() if type(one) is type(task)), "labelled")
-    examples = _read(recipe.path, columns)
+    examples = _read(recipe.path, columns if columns in COLUMNS else "labelled")
     if recipe.held_out is not None:
         return without(examples, _read(recipe.held_out, columns))
     return split_examples(examples, recipe.validation, recipe.seed)
@@ -170,8 +202,11 @@ def read_splits(recipe: TuneData, task: TuneTask | None) -> ExampleSplits:
 def _read(path: str, columns: Kind) -> Examples:
     if Path(path).suffix in (".jsonl", ".tsv"):
         return read_examples(path, columns)
-    if not Path(path).exists():
+    place = Path(path)
+    if not place.exists():
         raise DataError(f"there is no file or folder {path}")
+    if place.is_dir() and any(one.is_dir() for one in place.iterdir()):
+        return Examples("pictured", [Example(one, one["image"]) for one in pictures_in(place)])
     found = [Example({"text": text}, name) for name, text in texts_of(path).documents() if text.strip()]
     if not found:
         raise DataError(f"{path} has no text")

@@ -57,6 +57,55 @@ class ReadTexts(TuneTask):
     """To write on, or to fill masks: pretraining that goes on with other texts."""
 
 
+class LabelTask(TuneTask, abstract=True):
+    """To give labels. `labels` are those of the scores, in order; found out of the examples where none are named."""
+
+    labels: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        self.require(len(set(self.labels)) == len(self.labels), "each label should be named once")
+
+
+class Classify(LabelTask):
+    """To give a label to each text."""
+
+
+class TagWords(LabelTask):
+    """To give a label to each word."""
+
+
+class ClassifyImages(LabelTask):
+    """To give a label to each image; `together` are in a batch."""
+
+    together: int = 32
+
+    def check(self) -> None:
+        super().check()
+        self.require(self.together >= 1, f"together should be at least 1, not {self.together}")
+
+
+class Relate(TuneTask):
+    """To bring texts that belong together near each other, each held against all others of its batch.
+
+    Attributes:
+        temperature: what cosines are divided by.
+        together: the pairs of a batch; with more, the task is harder and the vectors better.
+    """
+
+    temperature: float = 0.05
+    together: int = 32
+
+    def check(self) -> None:
+        self.require(self.temperature > 0, f"temperature must be above 0, not {self.temperature}")
+        self.require(self.together >= 2, f"together should be at least 2, not {self.together}")
+
+
+class Respond(TuneTask):
+    """To answer a source with a target. `language` is that of the targets, for a model that must be told."""
+
+    language: str | None = None
+
+
 class TuneMethod(Record, abstract=True):
     """Which weights change, and how the result is kept.
 
