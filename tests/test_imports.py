@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "polyformer"
 
 # From the ground up; a room may import rooms of its own floor and of those below. A new room must be put here.
 FLOORS = [
-    {"spec", "errors"},
+    {"spec", "errors", "exports"},
     {"parts"},
     {"families", "weights"},
     {"data"},

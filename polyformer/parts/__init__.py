@@ -52,7 +52,7 @@ from polyformer.parts.pooling import (
 from polyformer.parts.positions import Axial, Learned, Position, Sinusoidal, Table
 from polyformer.parts.relative import Alibi, Buckets, RelativePosition, Shaw, TransformerXL, Turned
 from polyformer.parts.repeats import Repeats
-from polyformer.parts.residual import Branches, Chain, Residual
+from polyformer.parts.residual import Branches, Chain, Identity, Residual
 from polyformer.parts.retention import Retention
 from polyformer.parts.reversible import Coupling, Reversible
 from polyformer.parts.rotary import Dynamic, Interpolated, Llama3, Rotary, Scaling, Yarn
@@ -117,6 +117,7 @@ __all__ = [
     "Hashes",
     "Hashing",
     "Heads",
+    "Identity",
     "Idle",
     "InTraining",
     "InputPart",

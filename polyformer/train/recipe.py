@@ -6,6 +6,7 @@ from typing import Literal
 
 from polyformer.data import BatchRecipe, DataRecipe, RowRecipe, TextDataRecipe, TextTokenizerRecipe, TokenizerRecipe
 from polyformer.data.masking import NextToken, TextObjective
+from polyformer.exports import import_all
 from polyformer.families.language_model import LanguageModel
 from polyformer.families.transformer import Transformer2017
 from polyformer.generate import Sampling, Search
@@ -13,6 +14,9 @@ from polyformer.spec import Record
 from polyformer.train.averages import Average
 from polyformer.train.optimisers import AdamW
 from polyformer.train.schedules import Budget, Cosine, Minutes, Schedule
+
+import_all("polyformer.data")  # and with it all kinds of corpora, which recipes call by their names
+import_all("polyformer.generate")
 
 
 class TrainRecipe(Record):

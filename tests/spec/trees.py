@@ -159,6 +159,7 @@ SAMPLES: dict[type[Spec], Spec] = {
         parts.Squeeze(),
         parts.Clip(3.0),
         parts.MeanOfHeads((Linear(WIDTH, 2), Linear(WIDTH, 2))),
+        parts.Identity(),
         parts.Branches((Linear(WIDTH, WIDTH), LayerNorm(WIDTH))),
         parts.Repeat(block(), 3),
         parts.Coupling(FeedForward.of_widths(WIDTH // 2, 6), Linear(WIDTH // 2, WIDTH // 2)),
