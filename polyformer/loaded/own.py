@@ -12,6 +12,7 @@ from polyformer.loaded.beside import read_beside, read_sentence, save_beside
 from polyformer.loaded.model import Loaded, ready, write_json
 from polyformer.loaded.tokenizers import TOKENIZER
 from polyformer.parts.model import Transformer
+from polyformer.shrink import Linear4 as Linear4  # a spec.json may name it
 from polyformer.weights import strict_json
 from polyformer.weights.assemble import assemble, disassemble
 from polyformer.weights.files import SINGLE, read_tensors, write_tensors

@@ -30,7 +30,7 @@ from polyformer.parts.kernels.lowrank import Linformer
 from polyformer.parts.kernels.sliding import Sliding
 from polyformer.parts.kernels.softmax import Softmax
 from polyformer.parts.kernels.tiled import Tiled
-from polyformer.parts.linear import Linear
+from polyformer.parts.linear import Affine, Linear
 from polyformer.parts.model import Memory, Output, Tie, Transformer
 from polyformer.parts.norms import BatchNorm, LayerNorm, Norm, PowerNorm, RMSNorm
 from polyformer.parts.part import Part
@@ -65,6 +65,7 @@ __all__ = [
     "CLAUSES",
     "Activate",
     "Add",
+    "Affine",
     "Alibi",
     "Attention",
     "AttentionFree",
