@@ -92,9 +92,7 @@ class Runner(Protocol):
             wanted: indices into `rows`, in order.
         """
 
-    def best(
-        self, rows: Rows, wanted: Sequence[int], count: int, forbidden: Sequence[int]
-    ) -> tuple[Scores, Scores]:
+    def best(self, rows: Rows, wanted: Sequence[int], count: int, forbidden: Sequence[int]) -> tuple[Scores, Scores]:
         """Do what `step` does, but return only the likeliest next tokens of the rows wanted, best first.
 
         Args:

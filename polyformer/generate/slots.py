@@ -198,9 +198,7 @@ class TorchRunner:
         """Run the rows; a step that raises has changed nothing that counts."""
         return self._after(rows, wanted, self._scores)
 
-    def best(
-        self, rows: Rows, wanted: Sequence[int], count: int, forbidden: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
+    def best(self, rows: Rows, wanted: Sequence[int], count: int, forbidden: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Run the rows, and find the likeliest next tokens without making the scores of all at once."""
         head = self.model.head
         assert head is not None
