@@ -13,6 +13,7 @@ from polyformer.cli import bench as bench
 from polyformer.cli import compare as compare
 from polyformer.cli import convert as convert
 from polyformer.cli import models as models
+from polyformer.cli import tune as tune
 from polyformer.cli import writing as writing
 from polyformer.cli.common import (
     INTERRUPTED,

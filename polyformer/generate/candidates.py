@@ -42,9 +42,7 @@ def best_tokens(head: Part, hidden: Tensor, count: int, forbidden: Tensor) -> Ca
     return found[0] if len(found) == 1 else Candidates(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
-def best_after(
-    logits: Tensor, count: int, forbidden: Tensor, change: Callable[[Tensor, int], Tensor]
-) -> Candidates:
+def best_after(logits: Tensor, count: int, forbidden: Tensor, change: Callable[[Tensor, int], Tensor]) -> Candidates:
     """Return the best tokens after a change of each row's logits [R, V].
 
     Several candidates are compared with those of other rows, so that their log-probabilities are changed, and count as

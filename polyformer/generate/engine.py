@@ -11,7 +11,6 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -98,7 +97,7 @@ class Engine:
         self._slots = Slots(runner, self.capacity.kept)
         self._active: list[Job] = []
         self._numbers = itertools.count()
-        if self.capacity.memory is not None:
+        if self.capacity.memory is not None or guesser is not None:
             runner.bytes_for(1)  # which may have to be measured, and nothing else may run meanwhile
 
     def submit(self, request: Request) -> Handle:
@@ -250,14 +249,14 @@ class Engine:
 
     def _guess(self, part: Part) -> Guess:
         """Return guesses of how a text goes on, where that may pay and there is room for them."""
-        job, count = part.job, self.speculation.count
-        if self.guesser is None or not part.whole or len(part.ids) > 1 or self.runner.earliest(part.slot) > 1:
+        job = part.job
+        if self.guesser is None or not part.whole or len(part.ids) > 1:
             return NOTHING
         trial = self._trials.setdefault(job.number, Trial(self.speculation, self.guesser.cost))
         left = job.limit - len(job.text.ids) - 1
-        count = (
-            min(count, left) if self.runner.positions is None else min(count, left, self.runner.positions - job.length)
-        )
+        if self.runner.positions is not None:
+            left = min(left, self.runner.positions - job.length)
+        count = min(self.speculation.count, self.runner.retracts, left)
         if trial.stopped or count < 1 or not self._has_room_for(count):
             return NOTHING
         try:

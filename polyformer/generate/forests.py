@@ -152,9 +152,7 @@ class SlotForest:
     get a copy of what it holds.
     """
 
-    def __init__(
-        self, runner: Runner, texts: Sequence[Text], counts: Counts, beside: SlotForest | None = None
-    ) -> None:
+    def __init__(self, runner: Runner, texts: Sequence[Text], counts: Counts, beside: SlotForest | None = None) -> None:
         self.runner, self.texts, self.counts, self.first = runner, texts, counts, beside
         self.vocabulary, self.like = runner.vocabulary, torch.zeros(1)
         self._pool = _Pool(list(range(runner.slots))) if beside is None else beside._pool

@@ -92,9 +92,7 @@ class Runner(Protocol):
             wanted: indices into `rows`, in order.
         """
 
-    def best(
-        self, rows: Rows, wanted: Sequence[int], count: int, forbidden: Sequence[int]
-    ) -> tuple[Scores, Ids]:
+    def best(self, rows: Rows, wanted: Sequence[int], count: int, forbidden: Sequence[int]) -> tuple[Scores, Ids]:
         """Do what `step` does, but return only the likeliest next tokens of the rows wanted, best first.
 
         Args:
@@ -110,7 +108,14 @@ class Runner(Protocol):
         """Return how many tokens a slot holds."""
 
     def earliest(self, slot: int) -> int:
-        """Return the least length above 0 that a slot can be cut back to: its own where states are recurrent."""
+        """Return the least length above 0 that a slot can be cut back to: its own where states are recurrent.
+
+        What attends to a window only has forgotten the keys that a much shorter text would look at.
+        """
+
+    @property
+    def retracts(self) -> int:
+        """How many of its last tokens a slot can always be cut back by; 0 where states are recurrent."""
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget all but the first `length` tokens of a slot; `length` is 0, or at least `earliest(slot)`."""

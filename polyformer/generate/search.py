@@ -231,9 +231,7 @@ class Group:
                 if is_live:
                     taken.setdefault(sentences[i // width], Counter())[token] += 1
 
-    def _change(
-        self, live: Tensor, taken: dict[int, Counter[int]], strength: float
-    ) -> Callable[[Tensor, int], Tensor]:
+    def _change(self, live: Tensor, taken: dict[int, Counter[int]], strength: float) -> Callable[[Tensor, int], Tensor]:
         """Return what changes the scores of live rows."""
         beams = self.beams
         width = beams.log_probabilities.shape[1]
@@ -243,9 +241,7 @@ class Group:
         def change(likely: Tensor, row: int) -> Tensor:
             row = rows[row]
             sentence = sentences[row // width]
-            text = Written(
-                self.prompts[sentence], written[row, : lengths[row // width]].tolist(), (self.tokens.eos,)
-            )
+            text = Written(self.prompts[sentence], written[row, : lengths[row // width]].tolist(), (self.tokens.eos,))
             for one in self.chain:
                 likely = one.apply(likely, text)
             counts = taken.get(sentence)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from typing import Any
 
 import pytest
@@ -14,8 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from polyformer.errors import RunError, SpecError
-from polyformer.generate import forests
-from polyformer.generate import Diverse, Gnmt, Hypothesis, Limit, Power, Safe, Search, search
+from polyformer.generate import Diverse, Gnmt, Hypothesis, Limit, Power, Safe, Search, forests, search
 from polyformer.parts.model import TransformerPart
 from tests.generate.models import BOS, EOS, PAD, SPECIAL, UNK, sentences, tiny
 from tests.generate.reference import beam_search, log_probabilities

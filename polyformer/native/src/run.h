@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -36,9 +37,11 @@ class Model {
 // In what precision keys and values are held.
 enum Cell : int32_t { CELL_F32, CELL_F16, CELL_I8, CELLS };
 
-// Where in a store the keys and values of a cache are, in numbers; scales are floats of their own.
+// Where in a store the keys and values of a cache are, in numbers; scales are floats of their own. Where the last tokens
+// of a text are held only, `room` says of how many, and `window` how many keys a row looks at, which else is 0.
 struct Place {
     int64_t keys = -1, values = -1, key_scales = 0, value_scales = 0;
+    int64_t room = 0, window = 0;
 };
 
 // What of a sequence is held: of keys, 16 tokens' numbers side by side; of values, each token's behind the last one's.
@@ -46,6 +49,7 @@ struct Store {
     Memory<uint8_t> cells;
     Memory<float> scales;
     int64_t length = 0, touched = 0;  // tokens now, and at most so far
+    std::vector<int64_t> first;       // of each cache, the place of the first token held, at the beginning of a panel
 };
 
 struct Settings {
@@ -53,6 +57,9 @@ struct Settings {
     Cell cell;
     int threads;
     bool plain;
+    // Before each window, so many tokens more are held, so that as many can be taken back; and where there are windows,
+    // a step of more rows than `at_once` is run in pieces.
+    int64_t retracts = 64, at_once = 256;
 };
 
 // The tokens of a step.
@@ -89,6 +96,8 @@ class State {
     void truncate(int64_t slot, int64_t length);
     void copy(int64_t source, int64_t target, int64_t length);
     int64_t length(int64_t slot) const;
+    // The least length above 0 that a slot can be cut back to.
+    int64_t earliest(int64_t slot) const;
     void clear(int64_t slot);
     // The memory that slots take: whole pages, as far as they were written to.
     int64_t bytes() const;
@@ -99,6 +108,8 @@ class State {
     struct Slot {
         std::shared_ptr<Store> text, memory;
     };
+    // Takes scores of rows as they come: of which of those wanted they are.
+    using Taker = std::function<void(const std::vector<int64_t>&)>;
     // What can be done at once, before all of it must be there: row by row, products, or attention.
     struct Phase {
         std::vector<const Instruction*> rows;
@@ -111,10 +122,13 @@ class State {
     std::vector<Place> layout(bool memory, bool reading, int64_t* cells, int64_t* scales) const;
     int64_t bytes_for(const std::vector<Place>& layout, int64_t tokens) const;
     std::shared_ptr<Store> store(int64_t cells, int64_t scales) const;
+    void check_length(int64_t slot, int64_t length) const;
     void check(const Tokens& tokens) const;
     void make_room(int64_t rows, int64_t picked);
     void measure();
-    void advance(const Tokens& tokens);
+    void advance(const Tokens& tokens, const Taker& take);
+    void run_piece(const Tokens& tokens, int64_t begin, int64_t end, const Taker& take);
+    void slide(Store& text, int64_t begin, int64_t end) const;
     void best_of(const float* scores, const Choice& choice, float* likely, int64_t* ids, int thread);
     void run(const std::vector<Phase>& phases, const Tokens& tokens);
     void work(const std::vector<Phase>& phases, int thread);
@@ -151,7 +165,7 @@ class State {
     std::vector<Slot> slots_;
     std::vector<std::shared_ptr<Store>> transient_;  // of each text that is read
     std::vector<int64_t> texts_;                     // the text of each row
-    bool is_reading_ = false, looks_back_ = false;
+    bool is_reading_ = false, looks_back_ = false, slides_ = false;
 
     // Of the step that is run.
     Tokens tokens_{};
