@@ -13,7 +13,7 @@ from polyformer.errors import RunError, WeightsError
 from polyformer.families import Family
 from polyformer.families.gguf import gguf_names
 from polyformer.native.machine import OWN_KINDS, Given, Kind
-from polyformer.native.program import Program, TakeTokens
+from polyformer.native.program import ChooseExperts, Multiply, MultiplyChosen, Program, TakeTokens, written_by
 from polyformer.parts.positions import Sinusoidal, SinusoidalPart
 from polyformer.weights.files import TensorMap
 from polyformer.weights.gguf import GgufFile
@@ -102,9 +102,10 @@ def kinds_for(program: Program, precision: Precision) -> Callable[[str, Given], 
     """Return what says how each matrix is held."""
     tokens = {one.table for one in (*program.read, *program.write) if isinstance(one, TakeTokens)}
     places = {one.path for one in program.weights} - _multiplied(program) - tokens
+    routers = _routers(program)
 
     def kind(path: str, given: Given) -> Kind:
-        if path in places or precision == "fp32":
+        if path in places or precision == "fp32" or (path in routers and precision != "as stored"):
             return "f32"
         if precision == "as stored":
             return OWN_KINDS.get(given.source, "f32")
@@ -114,7 +115,19 @@ def kinds_for(program: Program, precision: Precision) -> Callable[[str, Given], 
 
 
 def _multiplied(program: Program) -> set[str]:
-    from polyformer.native.program import Multiply
-
     steps = (*program.read, *program.write)
-    return {matrix for one in steps if isinstance(one, Multiply) for matrix in one.matrices}
+    return {matrix for one in steps if isinstance(one, Multiply | MultiplyChosen) for matrix in one.matrices}
+
+
+def _routers(program: Program) -> set[str]:
+    """Return the matrices that experts are chosen by: small, and with all to lose, so that they stay floats."""
+    found: set[str] = set()
+    for part in (program.read, program.write):
+        wrote: dict[int, str] = {}
+        for one in part:
+            wrote |= dict.fromkeys(written_by(one), "")
+            if isinstance(one, Multiply):
+                wrote |= dict(zip(one.outs, one.matrices, strict=True))
+            if isinstance(one, ChooseExperts):
+                found.add(wrote.get(one.x, ""))
+    return found
