@@ -236,9 +236,7 @@ class Reading(Lesson):
     def settled(self, splits: ExampleSplits) -> TuneRecipe:
         model = self.base.model
         if (model.encoder is not None and model.decoder is not None) or not isinstance(model.head, LMHeadPart):
-            raise SpecError(
-                f"{self.recipe.base} has no head that says tokens of one text, so it can't learn from texts"
-            )
+            raise SpecError(f"{self.recipe.base} has no head over the tokens of one text, so it can't learn from texts")
         if self.recipe.batch.packing == "padded":
             raise SpecError("plain texts fill their rows; batch.packing can be apart or joined")
         self.refuse_packing()
