@@ -108,7 +108,7 @@ def generate(
     if guess is not None and guess != "lookup" and not guess.isdigit():
         raise RunError(f"--guess knows lookup, or a number of blocks, not '{guess}'")
     asked = Writing(prompt, written, tuple(int(count) for count in together.split(",")), rounds)
-    loaded = load_writer(model, weights)
+    loaded = load_writer(model, weights, guess)
     rates = measure(lambda count: loaded.engine(count, guess=guess), asked)
     if as_json:
         told = {"model": str(model), "weights": loaded.native or "pytorch", "asked": asked.to_data()}

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from polyformer.errors import DataError, PolyformerError, RunError
 
 if TYPE_CHECKING:
-    from polyformer.loaded import Loaded
+    from polyformer.loaded import Loaded, Writer
 
 INTERRUPTED = 130
 
@@ -113,15 +113,21 @@ def _decoded(line: bytes, number: int) -> str:
         raise DataError(f"standard input, line {number}: not UTF-8 at byte {error.start + 1} of the line") from None
 
 
-def load_writer(model: Path, weights: str | None) -> Loaded:
-    """Load a model that is to write, natively where it can; `weights` says how its matrices are held (`Weights`)."""
+def load_writer(model: Path, weights: str | None, guess: str | None = None) -> Loaded | Writer:
+    """Open a model that is to write, natively where it can; `weights` says how its matrices are held (`Weights`)."""
     if weights == "pytorch":
         return load_model(model)
-    from polyformer.loaded import load_to_write
-    from polyformer.native.given import Precision
+    from polyformer.native.kinds import Precision
 
     kinds: tuple[Precision, ...] = get_args(Precision)
     asked = weights and weights.replace("-", " ")
     if asked is not None and asked not in kinds:
         raise RunError(f"there are no weights '{weights}'; choose one of {', '.join(kinds)}, pytorch")
-    return load_to_write(model, next((kind for kind in kinds if kind == asked), None))
+    held = next((kind for kind in kinds if kind == asked), None)
+    if guess not in (None, "lookup"):  # by blocks of the model itself, which must be in memory for that
+        from polyformer.loaded import load_to_write
+
+        return load_to_write(model, held)
+    from polyformer.loaded import open_writer
+
+    return open_writer(model, held)

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -19,7 +19,7 @@ from polyformer.errors import PolyformerError, RunError
 
 if TYPE_CHECKING:
     from polyformer.generate import Answer, Engine, Handle, Sampling
-    from polyformer.loaded import Loaded
+    from polyformer.loaded import Loaded, Writer
 
 Texts = Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Standard input, line by line, if none.")]
 Stats = Annotated[bool, typer.Option("--stats", help="Tell how fast it was, on the error stream or in the JSON.")]
@@ -41,11 +41,11 @@ def generate(
 ) -> None:
     """Continue texts, or answer them with an encoder-decoder model, all together, and print them as they come."""
     loaded = load_writer(model, weights)
-    searches = loaded.model.encoder is not None and not sampling.temperature
+    searches = loaded.reads_source and not sampling.temperature
     engine = loaded.engine()
     for some in [prompts] if prompts else lines_of_input():
         if searches and not chat:
-            _searched(loaded, some, sampling, as_json)
+            _searched(cast("Loaded", loaded), some, sampling, as_json)
             continue
         if chat:
             asked = loaded.chat_requests([[{"role": "user", "content": one}] for one in some], sampling)
@@ -54,7 +54,7 @@ def generate(
         clock = Clock()
         for prompt, handle in zip(some, [engine.submit(one) for one in asked], strict=True):
             if not as_json:
-                _shown(handle, clock, "" if chat or loaded.model.encoder is not None else prompt)
+                _shown(handle, clock, "" if chat or loaded.reads_source else prompt)
             told = {"prompt": prompt, **_told(handle.result())}
             if as_json:
                 typer.echo(json.dumps(told | ({"stats": clock.told(engine)} if stats else {}), ensure_ascii=False))
@@ -103,7 +103,7 @@ def chat(
 class Talk:
     """A conversation and who answers in it."""
 
-    loaded: Loaded
+    loaded: Loaded | Writer
     engine: Engine
     sampling: Sampling
     messages: list[dict[str, str]]

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 
 from polyformer.errors import RunError, WeightsError
-from polyformer.families.sentence import MODULES
+from polyformer.loaded.layouts import CONFIG, MODULES, SPEC
 from polyformer.loaded.model import Loaded
-from polyformer.loaded.own import SPEC, load_own, read_own_spec, save_own
+from polyformer.loaded.own import load_own, read_own_spec, save_own
 from polyformer.loaded.ready import ready_path
-from polyformer.loaded.reference import CONFIG, load_reference, read_reference_family, save_reference
+from polyformer.loaded.reference import load_reference, read_reference_family, save_reference
 from polyformer.native.builder import LoweringError
-from polyformer.native.given import Precision
+from polyformer.native.kinds import Precision
 from polyformer.native.library import required
 from polyformer.native.lowering import lower
 from polyformer.parts.model import Transformer

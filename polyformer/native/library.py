@@ -30,6 +30,7 @@ FACE: dict[str, tuple[Any, list[Any]]] = {
     "pf_clear": (C, [P, N, TEXT]),
     "pf_copy": (C, [P, N, N, N, TEXT]),
     "pf_length": (C, [P, N, P, TEXT]),
+    "pf_earliest": (C, [P, N, P, TEXT]),
     "pf_sum": (D, [P, N, C]),
 }
 """What each function returns and takes."""

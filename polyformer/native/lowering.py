@@ -266,8 +266,10 @@ def _sight(spec: parts.Attention, builder: Builder, path: str) -> tuple[Literal[
     """Return the rule, and how many keys are seen at most, 0 for all. Each slot is a document of its own."""
     causal, window = False, 0
     for rule in rules_of(spec.see):
+        if isinstance(rule, parts.Window) and rule.step > 1:
+            raise LoweringError(path, spec, "a window that leaves keys out has no lowering")
         if isinstance(rule, parts.Window):
-            window = rule.width
+            window = min(window or rule.width, rule.width)
         elif isinstance(rule, parts.Causal):
             causal = True
         elif not isinstance(rule, parts.SameDocument | parts.Everyone):

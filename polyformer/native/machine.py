@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -26,6 +28,9 @@ SOURCES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "Q4_K": 12, "Q6_
 OWN_KINDS: dict[str, Kind] = {"Q4_0": "q4", "Q4_1": "q4m", "Q4_K": "q4m", "Q8_0": "q8", "Q6_K": "q8"}
 """The kind that holds a format as it is; of Q6_K, whose groups are of 16, the one that comes nearest."""
 
+RETRACTS = 64
+"""Tokens that a slot can always be cut back by, where it has forgotten what lies before a window."""
+
 
 class Machine(Record):
     """How programs are run.
@@ -43,6 +48,19 @@ class Machine(Record):
     threads: int = 2
     cache: Literal["f32", "f16", "i8"] = "f32"
     kernels: Literal["best", "portable"] = "best"
+
+
+def processors() -> int:
+    """Return how many threads may work: what PyTorch was told, where somebody uses it, or else what `OMP_NUM_THREADS`
+    says, or as many as there are processors for this program."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return int(torch.get_num_threads())
+    said = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    if said.isdecimal() and int(said) > 0:
+        return min(int(said), 256)
+    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return min(len(own), 256)
 
 
 @dataclass(frozen=True)
@@ -161,8 +179,15 @@ class NativeState:
 
     def length(self, slot: int) -> int:
         """Return how many tokens a slot holds."""
+        return self._told("pf_length", slot)
+
+    def earliest(self, slot: int) -> int:
+        """Return the least length above 0 that a slot can be cut back to; what lies before windows is forgotten."""
+        return self._told("pf_earliest", slot)
+
+    def _told(self, name: str, slot: int) -> int:
         found = ctypes.c_int64()
-        call("pf_length", self.handle, slot, ctypes.byref(found))
+        call(name, self.handle, slot, ctypes.byref(found))
         return found.value
 
     def truncate(self, slot: int, length: int) -> None:

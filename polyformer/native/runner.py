@@ -6,17 +6,13 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from polyformer.errors import RunError
-from polyformer.families import read_family
-from polyformer.families.gguf import gguf_config
-from polyformer.native.given import Precision, from_gguf, from_tensors, kinds_for
-from polyformer.native.lowering import lower
-from polyformer.native.machine import Machine, NativeModel, NativeState
+from polyformer.native.kinds import Precision, kinds_for
+from polyformer.native.machine import RETRACTS, Machine, NativeModel, NativeState
 from polyformer.native.program import Program, TakeTokens
-from polyformer.weights.gguf import read_gguf
 
 if TYPE_CHECKING:
     from polyformer.parts.model import TransformerPart
@@ -49,8 +45,11 @@ class NativeRunner:
         positions, source_positions: the longest sequence, and the longest text that is read.
         vocabulary, source_vocabulary: how many tokens there are of either; None where no text is read.
         reads_source: whether a slot must be given a text to read first.
+        retracts: how many of the last tokens a slot can always be cut back by.
         version: names the weights.
     """
+
+    retracts = RETRACTS
 
     def __init__(self, state: NativeState) -> None:
         program, machine = state.model.program, state.machine
@@ -61,13 +60,13 @@ class NativeRunner:
         self.source_vocabulary = _tokens_read(program)
         self.version: Hashable = 0
 
-    def step(self, rows: RowsOfStep, wanted: Sequence[int]) -> Tensor:
+    def step(self, rows: RowsOfStep, wanted: Sequence[int]) -> npt.NDArray[np.float32]:
         """Run the rows, hold what later ones need of them, and return the scores [W, V] of those wanted.
 
         Raises:
             RunError: a slot or a token that isn't there, a gap before a token, or a place beyond the room.
         """
-        return torch.from_numpy(self.state.step(rows.ids, rows.slots, rows.positions, wanted))
+        return self.state.step(rows.ids, rows.slots, rows.positions, wanted)
 
     def read(self, slot: int, source: Sequence[int]) -> None:
         """Run the encoder on a text, at which the slot's rows will look."""
@@ -78,8 +77,8 @@ class NativeRunner:
         return self.state.length(slot)
 
     def earliest(self, slot: int) -> int:
-        """Return the least length above 0 that a slot can be cut back to: keys can be forgotten one by one."""
-        return min(1, self.state.length(slot))
+        """Return the least length above 0 that a slot can be cut back to; what lies before windows is forgotten."""
+        return self.state.earliest(slot)
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget all but the first `length` tokens of a slot."""
@@ -119,6 +118,9 @@ def runner(
     machine = machine or Machine()
     if isinstance(model, Path | str):
         return NativeRunner(NativeState(_of_file(Path(model), weights, machine), machine))
+    from polyformer.native.given import from_tensors
+    from polyformer.native.lowering import lower
+
     program, tensors = lower(model.spec), dict(model.named_parameters()) | dict(model.named_buffers())
     given = from_tensors(program, tensors, machine.room)
     made = NativeModel(program, given, kinds_for(program, weights), machine.room)
@@ -128,6 +130,12 @@ def runner(
 def _of_file(path: Path, weights: Precision, machine: Machine) -> NativeModel:
     if path.is_dir():
         raise RunError(f"{path} is a folder; load it first, and give its model")
+    from polyformer.families import read_family
+    from polyformer.families.gguf import gguf_config
+    from polyformer.native.given import from_gguf
+    from polyformer.native.lowering import lower
+    from polyformer.weights.gguf import read_gguf
+
     file = read_gguf(path)
     config = gguf_config(file)
     family = read_family(config, str(path))

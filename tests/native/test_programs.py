@@ -77,6 +77,7 @@ def toy(**changes: object) -> parts.Transformer:
         ({"kernel": parts.Performer(4, 8)}, "only exact softmax attention"),
         ({"position": parts.Shaw(4)}, r"decoder\.blocks\.0\.steps\.0\.op\.position \(Shaw\)"),
         ({"see": parts.Everyone()}, "a decoder that looks ahead"),
+        ({"see": parts.Causal() & parts.Window(4, 2)}, "a window that leaves keys out"),
     ],
 )
 def test_parts_without_a_lowering_are_named(changes: dict[str, object], told: str) -> None:

@@ -99,6 +99,10 @@ FACE int32_t pf_copy(void* state, int64_t source, int64_t target, int64_t length
     return guarded(error, [&] { ((State*)state)->copy(source, target, length); });
 }
 
+FACE int32_t pf_earliest(void* state, int64_t slot, int64_t* length, char* error) {
+    return guarded(error, [&] { *length = ((State*)state)->earliest(slot); });
+}
+
 FACE int32_t pf_length(void* state, int64_t slot, int64_t* length, char* error) {
     return guarded(error, [&] { *length = ((State*)state)->length(slot); });
 }

@@ -57,7 +57,7 @@ class Decoder {
         for (int64_t n = in_.count(); n; --n) program_.registers.push_back(in_.number(1, MOST_WIDTH));
         for (int64_t n = in_.count(); n; --n) {
             const int64_t groups = in_.number(1, 1 << 16), width = in_.number(1, 1 << 16);
-            program_.caches.push_back({groups, width, in_.number(0, 1) == 1});
+            program_.caches.push_back({groups, width, in_.number(0, 1) == 1, 0});
         }
         encoders_.assign(program_.caches.size(), false);
         for (int64_t n = in_.count(); n; --n) program_.waves.push_back(waves());
@@ -68,6 +68,7 @@ class Decoder {
         part(program_.read, false);
         part(program_.write, true);
         in_.end();
+        find_windows();
         if (program_.write.empty()) refuse("the program writes nothing");
         const Instruction& last = program_.write.back();
         program_.scores = last.code == MULTIPLY ? last.products[0].out : last.out;
@@ -158,6 +159,18 @@ class Decoder {
         if (one.out >= 0) written_[(size_t)one.out] = true;
         for (const Product& product : one.products) written_[(size_t)product.out] = true;
         return one;
+    }
+
+    void find_windows() {
+        std::vector<bool> whole(program_.caches.size());
+        for (const Instruction& one : program_.write) {
+            if (one.code != LOOK) continue;
+            int64_t& window = program_.caches[(size_t)one.number].window;
+            window = std::max(window, one.window);
+            if (!one.window) whole[(size_t)one.number] = true;
+        }
+        for (size_t i = 0; i < whole.size(); ++i)
+            if (whole[i]) program_.caches[i].window = 0;
     }
 
     void before_picking() const {

@@ -18,6 +18,7 @@ enum Bias : int32_t { NO_BIAS, SLOPES, ROUNDED_SLOPES, BUCKETS };
 struct CacheShape {
     int64_t groups, width;
     bool memory;  // of the text that was read, not of the one that is written
+    int64_t window = 0;  // how many keys, the row's own included, are looked at most; 0 for all
 };
 
 struct Product {

@@ -53,6 +53,7 @@ State::State(const Model& model, const Settings& settings)
     registers_.resize(program.registers.size());
     cosines_.resize(program.waves.size());
     pieces_.resize(std::max(write_.size(), read_.size()));
+    for (const Place& place : text_) slides_ |= place.window > 0;
     for (const Instruction& one : program.write)
         looks_back_ |= one.code == LOOK && program.caches[(size_t)one.number].memory;
     scratch_.resize((size_t)settings.threads);
@@ -105,6 +106,8 @@ void State::check(const Tokens& tokens) const {
         if (known && (tokens.ids[i] < 0 || tokens.ids[i] >= known))
             refuse("there is no token %lld in a vocabulary of %lld", (long long)tokens.ids[i], (long long)known);
         int64_t& end = ends[(size_t)slot];
+        if (end < 0 && place > 0 && !is_reading_ && place < earliest(slot))
+            refuse("slot %lld has forgotten what a token at place %lld looks at", (long long)slot, (long long)place);
         if (place < 0 || (end < 0 ? place > held : place != end))
             refuse("slot %lld holds %lld tokens; the next can't stand at place %lld", (long long)slot, (long long)(end < 0 ? held : end), (long long)place);
         if (place >= settings_.room) refuse("place %lld is beyond the room for %lld tokens", (long long)place, (long long)settings_.room);
@@ -149,15 +152,36 @@ void State::step(const Tokens& tokens, float* scores) {
         if (looks_back_ && !slot.memory) refuse("slot %lld has read no text to look at", (long long)tokens.slots[i]);
         if (!slot.text) slot.text = store(text_cells_, text_scales_);
     }
-    make_room(tokens.count);
-    run(write_, tokens);
-    for (int64_t i = 0; i < tokens.count; ++i) {
+    const int64_t some = slides_ ? settings_.at_once : tokens.count;
+    make_room(std::min(some, tokens.count));
+    for (int64_t begin = 0; begin < tokens.count; begin += some)
+        run_piece(tokens, begin, std::min(begin + some, tokens.count), scores);
+}
+
+// Run the program for the rows begin … end, and put their scores where they belong among those of all.
+void State::run_piece(const Tokens& tokens, int64_t begin, int64_t end, float* scores) {
+    std::vector<int64_t> rows, into;
+    for (int64_t i = 0; i < tokens.wanted; ++i)
+        if (tokens.rows[i] >= begin && tokens.rows[i] < end) rows.push_back(tokens.rows[i] - begin), into.push_back(i);
+    std::vector<int64_t> ends((size_t)settings_.slots, -1);
+    for (int64_t i = end - 1; slides_ && i >= begin; --i) {
+        int64_t& last = ends[(size_t)tokens.slots[i]];
+        if (last < 0) last = tokens.places[i] + 1;
+    }
+    for (int64_t i = begin; slides_ && i < end; ++i) {
+        int64_t& last = ends[(size_t)tokens.slots[i]];
+        if (last >= 0) slide(*slots_[(size_t)tokens.slots[i]].text, tokens.places[i], last);
+        last = -1;
+    }
+    run(write_, Tokens{end - begin, tokens.ids + begin, tokens.slots + begin, tokens.places + begin, (int64_t)rows.size(), rows.data()});
+    for (int64_t i = begin; i < end; ++i) {
         Store& text = *slots_[(size_t)tokens.slots[i]].text;
         text.length = tokens.places[i] + 1, text.touched = std::max(text.touched, text.length);
     }
     const int64_t vocabulary = model_.program.vocabulary;
-    if (tokens.wanted)
-        std::memcpy(scores, registers_[(size_t)model_.program.scores].get(), (size_t)(tokens.wanted * vocabulary) * sizeof(float));
+    for (size_t i = 0; i < into.size(); ++i)
+        std::memcpy(scores + into[i] * vocabulary, registers_[(size_t)model_.program.scores].get() + (int64_t)i * vocabulary,
+                    (size_t)vocabulary * sizeof(float));
 }
 
 void State::read(int64_t slot, int64_t count, const int64_t* ids) {
@@ -331,7 +355,8 @@ void State::remember(const Instruction& one, int64_t row) {
     const CacheShape& shape = model_.program.caches[(size_t)one.number];
     const Place& place = place_of(one);
     Store& store = store_of(one, row);
-    const int64_t token = tokens_.places[row], room = settings_.room, padded = up_to(shape.width, PANEL);
+    const int64_t token = tokens_.places[row] - store.first[(size_t)one.number], room = place.room;
+    const int64_t padded = up_to(shape.width, PANEL);
     for (int64_t group = 0; group < shape.groups; ++group) {
         const float *key = row_of(one.x, row) + group * shape.width, *value = row_of(one.y, row) + group * shape.width;
         const int64_t keys = place.keys + (group * room + token / PANEL * PANEL) * shape.width + token % PANEL;

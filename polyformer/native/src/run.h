@@ -36,9 +36,11 @@ class Model {
 // In what precision keys and values are held.
 enum Cell : int32_t { CELL_F32, CELL_F16, CELL_I8, CELLS };
 
-// Where in a store the keys and values of a cache are, in numbers; scales are floats of their own.
+// Where in a store the keys and values of a cache are, in numbers; scales are floats of their own. Where the last tokens
+// of a text are held only, `room` says of how many, and `window` how many keys a row looks at, which else is 0.
 struct Place {
     int64_t keys = -1, values = -1, key_scales = 0, value_scales = 0;
+    int64_t room = 0, window = 0;
 };
 
 // What of a sequence is held: of keys, 16 tokens' numbers side by side; of values, each token's behind the last one's.
@@ -46,6 +48,7 @@ struct Store {
     Memory<uint8_t> cells;
     Memory<float> scales;
     int64_t length = 0, touched = 0;  // tokens now, and at most so far
+    std::vector<int64_t> first;       // of each cache, the place of the first token held, at the beginning of a panel
 };
 
 struct Settings {
@@ -53,6 +56,9 @@ struct Settings {
     Cell cell;
     int threads;
     bool plain;
+    // Before each window, so many tokens more are held, so that as many can be taken back; and where there are windows,
+    // a step of more rows than `at_once` is run in pieces.
+    int64_t retracts = 64, at_once = 256;
 };
 
 // The tokens of a step.
@@ -79,6 +85,8 @@ class State {
     void truncate(int64_t slot, int64_t length);
     void copy(int64_t source, int64_t target, int64_t length);
     int64_t length(int64_t slot) const;
+    // The least length above 0 that a slot can be cut back to.
+    int64_t earliest(int64_t slot) const;
     void clear(int64_t slot);
     // The memory that slots take: whole pages, as far as they were written to.
     int64_t bytes() const;
@@ -101,7 +109,10 @@ class State {
     std::vector<Place> layout(bool memory, bool reading, int64_t* cells, int64_t* scales) const;
     int64_t bytes_for(const std::vector<Place>& layout, int64_t tokens) const;
     std::shared_ptr<Store> store(int64_t cells, int64_t scales) const;
+    void check_length(int64_t slot, int64_t length) const;
     void check(const Tokens& tokens) const;
+    void run_piece(const Tokens& tokens, int64_t begin, int64_t end, float* scores);
+    void slide(Store& text, int64_t begin, int64_t end) const;
     void make_room(int64_t rows);
     void run(const std::vector<Phase>& phases, const Tokens& tokens);
     void work(const std::vector<Phase>& phases, int thread);
@@ -137,7 +148,7 @@ class State {
     int64_t text_cells_ = 0, text_scales_ = 0, memory_cells_ = 0, memory_scales_ = 0, reading_cells_ = 0, reading_scales_ = 0;
     std::vector<Slot> slots_;
     std::shared_ptr<Store> transient_;
-    bool is_reading_ = false, looks_back_ = false;
+    bool is_reading_ = false, looks_back_ = false, slides_ = false;
 
     // Of the step that is run.
     Tokens tokens_{};
