@@ -65,7 +65,7 @@ def train(
 ) -> None:
     """Train a model by a recipe, into a run folder."""
     from polyformer.cli.progress import TrainingDisplay
-    from polyformer.train.recipe import read_recipe
+    from polyformer.train.reading import read_recipe
     from polyformer.train.run import train as train_run
 
     if resume and force:
@@ -213,7 +213,7 @@ def inspect(
 @app.command(epilog="Example: polyformer recipe recipes/libreoffice-en-de.toml --set model.width=128")
 def recipe(recipe: RecipeFile, settings: Settings = None) -> None:
     """Check a recipe and print it as it would be used, with its settings in place."""
-    from polyformer.train.recipe import read_recipe
+    from polyformer.train.reading import read_recipe
 
     typer.echo(read_recipe(recipe, settings or []).to_toml(), nl=False)
 
@@ -225,7 +225,7 @@ def schema(
     """Print the JSON Schema of recipes, by which editors check and complete them."""
     from polyformer.parts import Transformer
     from polyformer.spec import json_schema
-    from polyformer.train.recipe import recipe_schema
+    from polyformer.train.reading import recipe_schema
 
     made = json_schema(Transformer) if model else recipe_schema()
     typer.echo(json.dumps(made, indent=1, ensure_ascii=False))

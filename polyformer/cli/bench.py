@@ -128,7 +128,7 @@ def _settings(lengths: str, only: str, settings: list[str], budget: float, fit_f
     """Read what was asked for."""
     from polyformer.bench import Conditions, HeadSizes, Settings
     from polyformer.spec import field_types
-    from polyformer.train.recipe import apply_setting
+    from polyformer.train.reading import apply_setting
 
     asked: dict[str, Any] = {}
     for setting in settings:

@@ -13,9 +13,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from polyformer.errors import RunError, SpecError
 from polyformer.generate.processors import refuse_unknown
@@ -23,9 +21,13 @@ from polyformer.generate.queueing import FairQueue
 from polyformer.generate.requests import Handle, Job, Request
 from polyformer.generate.runner import Rows, Runner
 from polyformer.generate.sampling import scored
+from polyformer.generate.scores import finite, log_sums
 from polyformer.generate.speculative import Guess, Guesser, Guesses, Speculation, Trial, judge
 from polyformer.generate.table import Slots
 from polyformer.spec import Record
+
+if TYPE_CHECKING:
+    from polyformer.generate.scores import Scores
 
 NOTHING = Guess([])
 
@@ -315,7 +317,7 @@ class Engine:
             self._slots.held(part.job, part.ids)
         self._write([part for part in parts if part.whole], scores)
 
-    def _scores(self, parts: list[Part]) -> Tensor:
+    def _scores(self, parts: list[Part]) -> Scores:
         rows = Rows([], [], [])
         wanted: list[int] = []
         for part in parts:
@@ -328,12 +330,12 @@ class Engine:
         self.counts.steps += 1
         return self.runner.step(rows, wanted)
 
-    def _write(self, parts: list[Part], scores: Tensor) -> None:
+    def _write(self, parts: list[Part], scores: Scores) -> None:
         """Choose the next tokens of each text by its scores, which are rows of [W, V]."""
         if not parts:
             return
-        normalisers = torch.logsumexp(scores, -1)
-        real = normalisers.isfinite().tolist()
+        normalisers = log_sums(scores)
+        real = finite(normalisers)
         start = 0
         for part in parts:
             here = slice(start, start + len(part.guess.ids) + 1)
@@ -347,7 +349,7 @@ class Engine:
             if part.job.reason is not None:
                 self._leave(part.job)
 
-    def _choose(self, part: Part, scores: Tensor, normalisers: Tensor) -> None:
+    def _choose(self, part: Part, scores: Scores, normalisers: Scores) -> None:
         """Write what is chosen by scores behind a text and its guesses; guesses that aren't taken are forgotten."""
         job, guess = part.job, part.guess
         if guess.ids:

@@ -7,9 +7,10 @@ and its place in it. Shape letters: R rows, W rows whose scores are wanted, V vo
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from polyformer.generate.scores import Scores
 
 
 class Rows(NamedTuple):
@@ -58,7 +59,7 @@ class Runner(Protocol):
     def version(self) -> Hashable:
         """Names the weights. What was computed under another one is never used again."""
 
-    def step(self, rows: Rows, wanted: Sequence[int]) -> Tensor:
+    def step(self, rows: Rows, wanted: Sequence[int]) -> Scores:
         """Run the rows, hold what later ones need of them, and return the scores [W, V] of those wanted, in float32.
 
         Args:

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from polyformer.errors import SpecError
 from polyformer.generate.processors import Written
 from polyformer.generate.runner import Rows, Runner
 from polyformer.generate.sampling import Chooser
-from polyformer.parts import Stack, Transformer
-from polyformer.parts.model import TransformerPart
 from polyformer.spec import Record
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from polyformer.generate.scores import Scores
+    from polyformer.parts.model import TransformerPart
 
 
 class Guess(NamedTuple):
@@ -107,6 +108,8 @@ class Draft:
             likely = chooser.chances(scores, found)
             chances.append(likely)
             found.ids.append(chooser.draw(likely))
+        import torch
+
         return Guess(found.ids[len(text.ids) :], torch.stack(chances))
 
     def forget(self, number: int) -> None:
@@ -200,7 +203,7 @@ class Trial:
             self.recent = Guesses()
 
 
-def judge(scores: Tensor, guess: Guess, text: Written, chooser: Chooser) -> list[int]:
+def judge(scores: Scores, guess: Guess, text: Written, chooser: Chooser) -> list[int]:
     """Return the guesses that are taken and one token more, which is the model's own.
 
     A guess x that was drawn by q is taken with the probability min(1, p(x) / q(x)), and the first that isn't is
@@ -214,7 +217,8 @@ def judge(scores: Tensor, guess: Guess, text: Written, chooser: Chooser) -> list
     for i, token in enumerate(guess.ids):
         p = chooser.chances(scores[i], seen)
         if guess.chances is None:
-            q = torch.zeros_like(p).index_fill(0, torch.tensor(token, device=p.device), 1.0)
+            q = p.new_zeros(p.shape)
+            q[token] = 1.0
         else:
             q = guess.chances[i].to(p)
         if chooser.uniform() * float(q[token]) >= float(p[token]):
@@ -236,6 +240,9 @@ def early_exit(model: TransformerPart, blocks: int) -> TransformerPart:
     Raises:
         SpecError: a decoder that is no `Stack`, or has no more blocks than are asked for.
     """
+    from polyformer.parts import Stack, Transformer
+    from polyformer.parts.model import TransformerPart
+
     spec = model.spec
     assert isinstance(spec, Transformer)
     if not isinstance(spec.decoder, Stack) or not 0 < blocks < len(spec.decoder.blocks):

@@ -76,7 +76,7 @@ def from_gguf(program: Program, file: GgufFile, family: Family, config: Mapping[
         kind, (count, columns) = file.types[name]
         taken = (order & 0xFFFFFFFF).numpy().astype(np.int64)
         whole = len(taken) == count and bool((np.diff(taken) == 1).all())
-        return Given(kind, file.stored[name].numpy(), count, columns, None if whole else taken)
+        return Given(kind, file.stored[name], count, columns, None if whole else taken)
 
     return give
 

@@ -36,6 +36,8 @@ from polyformer.parts.kernels.kernel import rules_of
 from polyformer.parts.positions import Position
 from polyformer.spec import Spec
 
+FUSED = "fused products are for PyTorch; natively, queries, keys and values are read in one phase as they are"
+
 
 def lower(spec: Spec) -> Program:
     """Return the program of a model that writes: a decoder with a head over words, behind an encoder or alone.
@@ -162,6 +164,8 @@ def _per_head(spec: parts.PerHead, builder: Builder, path: str, x: int) -> int:
 
 @lowers(parts.FeedForward)
 def _feed_forward(spec: parts.FeedForward, builder: Builder, path: str, x: int) -> int:
+    if spec.gate_up is not None:
+        raise LoweringError(f"{path}.gate_up", spec.gate_up, FUSED)
     up = builder.lower(spec.up, f"{path}.up", x)
     out = builder.fresh(builder.width[up])
     if spec.gate is None:
@@ -175,6 +179,11 @@ def _feed_forward(spec: parts.FeedForward, builder: Builder, path: str, x: int) 
 @lowers(parts.Activate)
 def _activate(spec: parts.Activate, builder: Builder, path: str, x: int) -> int:
     return builder.emit(Activated(builder.fresh(builder.width[x]), x, spec.activation))
+
+
+@lowers(parts.Identity)
+def _identity(spec: parts.Identity, builder: Builder, path: str, x: int) -> int:
+    return x
 
 
 @lowers(parts.Scale)
@@ -204,6 +213,8 @@ def _lm_head(spec: parts.LMHead, builder: Builder, path: str, x: int) -> int:
 
 @lowers(parts.Attention)
 def _attention(spec: parts.Attention, builder: Builder, path: str, x: int) -> int:
+    if spec.qkv is not None:
+        raise LoweringError(f"{path}.qkv", spec.qkv, FUSED)
     q, k, v = (builder.lower(getattr(spec, name), f"{path}.{name}", x) for name in "qkv")
     if isinstance(spec.position, parts.Rotary):
         waves = builder.waves(_waves(spec.position, f"{path}.position"))

@@ -1,5 +1,6 @@
 """What models are made of. Importing this room makes every part known to `spec`."""
 
+from polyformer.parts.adapters import IA3, Adapted, Adapter, DoRA, LoRA, Whole
 from polyformer.parts.attention import Attention, CrossAttention, Heads, PerHead
 from polyformer.parts.audio import Frames, MaskedSpans
 from polyformer.parts.blocks import Beyond, BlockWindow, Edges, InTraining, Marked, RandomBlocks
@@ -52,7 +53,7 @@ from polyformer.parts.pooling import (
 from polyformer.parts.positions import Axial, Learned, Position, Sinusoidal, Table
 from polyformer.parts.relative import Alibi, Buckets, RelativePosition, Shaw, TransformerXL, Turned
 from polyformer.parts.repeats import Repeats
-from polyformer.parts.residual import Branches, Chain, Residual
+from polyformer.parts.residual import Branches, Chain, Identity, Residual
 from polyformer.parts.retention import Retention
 from polyformer.parts.reversible import Coupling, Reversible
 from polyformer.parts.rotary import Dynamic, Interpolated, Llama3, Rotary, Scaling, Yarn
@@ -63,7 +64,10 @@ from polyformer.parts.windows import GridBias, PatchMerging, Windows
 
 __all__ = [
     "CLAUSES",
+    "IA3",
     "Activate",
+    "Adapted",
+    "Adapter",
     "Add",
     "Affine",
     "Alibi",
@@ -93,6 +97,7 @@ __all__ = [
     "CrossAttention",
     "Delay",
     "Differs",
+    "DoRA",
     "DropPath",
     "Dropout",
     "Dynamic",
@@ -118,6 +123,7 @@ __all__ = [
     "Hashes",
     "Hashing",
     "Heads",
+    "Identity",
     "Idle",
     "InTraining",
     "InputPart",
@@ -132,6 +138,7 @@ __all__ = [
     "LinearAttention",
     "Linformer",
     "Llama3",
+    "LoRA",
     "Local",
     "Lookup",
     "Marked",
@@ -188,6 +195,7 @@ __all__ = [
     "Transformer",
     "TransformerXL",
     "Turned",
+    "Whole",
     "Window",
     "Windows",
     "Within",

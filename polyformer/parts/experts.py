@@ -180,6 +180,11 @@ class ExpertsPart(Slotted):
         self.losses = spec.losses
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        if len(flow.mixes()) > 1:  # rows that are sorted by expert can't be told by their adapters
+            return flow.apart(self._shared_out, x)
+        return self._shared_out(x, flow)
+
+    def _shared_out(self, x: Tensor, flow: Flow) -> Tensor:
         weights, experts = self._route(x, flow)
         rows = x.flatten(0, -2)
         order = experts.flatten().argsort(stable=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Affine(Spec, abstract=True):
-    """y = x Wᵀ + b, with W [outputs, inputs] held in some form: what can stand where a `Linear` does.
+    """y = x Wᵀ + b, with W [outputs, inputs] held in some form: adapters stand beside any of these.
 
     A form says which tensors it holds a matrix in, and what matrix some tensors are: by that a model's weights are
     carried from one form into another.
@@ -43,6 +43,16 @@ class Affine(Spec, abstract=True):
         raise NotImplementedError
 
 
+class AffinePart(Part):
+    """x [..., inputs] -> [..., outputs]."""
+
+    bias: Tensor | None
+
+    def matrix(self) -> Tensor:
+        """Return W [outputs, inputs] as floating-point numbers."""
+        raise NotImplementedError
+
+
 class Linear(Affine):
     """y = x Wᵀ + b, with W [outputs, inputs]. Starts from Xavier's uniform distribution (Glorot and Bengio 2010)."""
 
@@ -56,8 +66,8 @@ class Linear(Affine):
         return LinearPart(self)
 
 
-class LinearPart(Part):
-    """x [..., inputs] -> [..., outputs]."""
+class LinearPart(AffinePart):
+    """W is a parameter of floating-point numbers."""
 
     def __init__(self, spec: Linear) -> None:
         super().__init__(spec)
@@ -67,3 +77,6 @@ class LinearPart(Part):
 
     def forward(self, x: Tensor, flow: Flow | None = None) -> Tensor:
         return F.linear(x, self.weight, self.bias)
+
+    def matrix(self) -> Tensor:
+        return self.weight

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from polyformer.errors import WeightsError
-from polyformer.parts.linear import Affine
+from polyformer.parts.linear import Affine, AffinePart
 from polyformer.parts.part import Part
 from polyformer.shrink.codes import Form, from_bytes, pairs, to_bytes, to_halves
 
@@ -111,7 +111,7 @@ class Linear4(Affine):
         return Linear4Part(self)
 
 
-class Linear4Part(Part):
+class Linear4Part(AffinePart):
     """x [..., I] -> [..., O]. A fresh one holds initial values of a `Linear`."""
 
     spec: Linear4
@@ -131,9 +131,7 @@ class Linear4Part(Part):
         """Return what the matrix is held in."""
         return {name: self.get_buffer(name) for name in self.spec.shapes()}
 
-    @property
-    def weight(self) -> Tensor:
-        """The whole matrix [O, I] in float32, made for whoever asks."""
+    def matrix(self) -> Tensor:
         return self.spec.matrix(self.tensors())
 
     def forward(self, x: Tensor, flow: Flow | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ from polyformer.parts import (
 from polyformer.parts.model import TransformerPart
 from polyformer.parts.positions import Sinusoidal, Table
 from polyformer.spec import Record, Spec, walk
-from polyformer.swap.origins import Moves, origins, owner
+from polyformer.swap.origins import Joins, Moves, origins, owner
 from polyformer.swap.report import Entry, Fate, Report
 from polyformer.swap.swap import Swap
 from polyformer.weights.assemble import assemble
@@ -60,7 +60,8 @@ def transplant(
     assert isinstance(old, Transformer)
     new = to.apply(old) if isinstance(to, Swap) else to
     known = dict(to.moves(old, new)) if isinstance(to, Swap) else {}
-    carrier = _Carrier(model, new, origins(old, new, {**known, **(moves or {})}))
+    joins = to.joins(old, new) if isinstance(to, Swap) else {}
+    carrier = _Carrier(model, new, origins(old, new, {**known, **(moves or {})}), joins)
     tensors, entries = {}, []
     try:
         shapes = new.build("meta")
@@ -101,20 +102,22 @@ class _Shared(NamedTuple):
 class _Carrier:
     """Makes the tensors of a new model, one at a time, and keeps account of those of the old."""
 
-    def __init__(self, model: TransformerPart, new: Transformer, came: Mapping[str, str | None]) -> None:
+    def __init__(self, model: TransformerPart, new: Transformer, came: Moves, joins: Joins) -> None:
         self.old = _distinct(model)
         self.tensors = {name: tensor.detach() for names, tensor in self.old for name in names}
         self.names = {name: names for names, _ in self.old for name in names}
         self.used: set[str] = set()
         self.were: dict[str, Record] = dict(walk(model.spec))
         self.records: dict[str, Record] = dict(walk(new))
-        self.came = came
+        self.came, self.joins = came, joins
         self.formed: tuple[str, dict[str, Tensor]] = ("", {})  # the last matrix put into another form, by its part
         floating = [tensor for tensor in self.tensors.values() if tensor.is_floating_point()]
         self.kind: dict[str, Any] = {"device": floating[0].device, "dtype": floating[0].dtype} if floating else {}
 
     def carry(self, names: tuple[str, ...], like: Tensor) -> tuple[Tensor, Entry]:
         """Make the tensor of these names, which has the shape of `like`; say how."""
+        if owner(names[0], self.records) in self.joins:
+            return self._joined(names, like)
         formed = self._formed(names, like)
         if formed is not None:
             return formed
@@ -129,6 +132,15 @@ class _Carrier:
             self.used.add(source)
         fate = "mapped" if made.fate == "kept" and source not in names else made.fate
         return made.tensor.clone(), Entry(names, fate, tuple(like.shape), source, made.note)
+
+    def _joined(self, names: tuple[str, ...], like: Tensor) -> tuple[Tensor, Entry]:
+        """Put the rows of several tensors behind each other."""
+        path = owner(names[0], self.records)
+        sources = [f"{source}{names[0][len(path) :]}" for source in self.joins[path]]
+        whole = torch.cat([self.tensors[source] for source in sources])
+        assert whole.shape == like.shape, names
+        self.used.update(sources)
+        return whole, Entry(names, "joined", tuple(like.shape), sources[0], f"and behind it {', '.join(sources[1:])}")
 
     def left_out(self) -> tuple[Entry, ...]:
         """Return the tensors of the old model that were used for nothing."""

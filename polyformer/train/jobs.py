@@ -32,8 +32,11 @@ from polyformer.data.documents import TextSplits, read_documents, write_document
 from polyformer.errors import DataError
 from polyformer.judge import Samples, evaluate, evaluate_texts
 from polyformer.parts.model import Transformer, TransformerPart
+from polyformer.train.objectives import LIKELIHOOD, Aim
 from polyformer.train.recipe import Job, Recipe, TextRecipe
 from polyformer.train.report import pair_sections, text_sections
+from polyformer.weights.assemble import disassemble
+from polyformer.weights.files import write_tensors
 
 SPLITS = ("train", "validation", "test")
 TOKENIZER, REPORT = "tokenizer", "report.txt"
@@ -55,6 +58,8 @@ class Opened:
     train: Reader[Any]
     validation: Reader[Any]
     judge: Callable[[TransformerPart], Verdict]
+    aim: Aim = LIKELIHOOD
+    after_epoch: Callable[[TransformerPart, int], None] | None = None
 
 
 class Work(ABC, Generic[J]):
@@ -80,6 +85,25 @@ class Work(ABC, Generic[J]):
     @abstractmethod
     def spec(self) -> Transformer:
         """Return the model; its sizes must be known."""
+
+    def begin(self, folder: Path) -> None:
+        """Write what the new run folder says of the model; its sizes must be known."""
+        (folder / "spec.json").write_text(self.spec().to_json(), encoding="utf-8")
+
+    def model(self) -> TransformerPart:
+        """Return the model as training begins with it; what is drawn for it comes from PyTorch's generator."""
+        model = self.spec().build()
+        assert isinstance(model, TransformerPart)
+        return model
+
+    def keep(self, model: TransformerPart, folder: Path) -> None:
+        """Write the trained model into the run folder."""
+        write_tensors(folder / "model.safetensors", disassemble(model))
+
+    @property
+    @abstractmethod
+    def about(self) -> str:
+        """What a report says of the model beside its size."""
 
     @abstractmethod
     def open(self, folder: Path) -> Opened:
@@ -117,6 +141,10 @@ class OfPairs(Work[Recipe]):
 
     def spec(self) -> Transformer:
         return self.recipe.model.spec()
+
+    @property
+    def about(self) -> str:
+        return f"vocabulary {self.recipe.tokenizer.vocabulary:,} ({self.recipe.tokenizer.kind})"
 
     def open(self, folder: Path) -> Opened:
         batch, report = self.recipe.batch, self.recipe.report
@@ -173,6 +201,10 @@ class OfTexts(Work[TextRecipe]):
 
     def spec(self) -> Transformer:
         return self.recipe.model.spec()
+
+    @property
+    def about(self) -> str:
+        return f"vocabulary {self.recipe.tokenizer.vocabulary:,} ({self.recipe.tokenizer.kind})"
 
     def open(self, folder: Path) -> Opened:
         tokenizer = TextTokenizer.load(folder / TOKENIZER)

@@ -1,10 +1,13 @@
-"""What is minimised: cross-entropy with label smoothing, never holding the logits of a whole batch.
+"""What is minimised, and how the same is measured on held-out batches.
+
+Cross-entropy with label smoothing never holds the logits of a whole batch.
 
 Shape letters: N target tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from polyformer.data.reader import TrainingBatch
+from polyformer.errors import RunError
+from polyformer.judge.held_out import HeldOut, held_out_loss
+from polyformer.parts.experts import routing_loss, routing_trace
 from polyformer.parts.heads import LMHeadPart
 from polyformer.parts.linear import LinearPart
+from polyformer.parts.model import TransformerPart
 
 if TYPE_CHECKING:
     from polyformer.parts.part import Part
@@ -42,6 +50,33 @@ class Loss:
     def beside(self, mean: Tensor) -> Loss:
         """Return this loss with a mean, such as the routers' loss, beside it in the objective: each token adds it."""
         return Loss(self.objective + self.tokens * mean, self.likelihood, self.tokens)
+
+
+def batch_loss(model: TransformerPart, batch: TrainingBatch, smoothing: float) -> Loss:
+    """The loss of a batch, summed over its target tokens, and that of its routers."""
+    if model.head is None:
+        raise RunError("a model without a language-modelling head can't be trained on texts")
+    trace = routing_trace(model)
+    hidden = batch.hidden(model, trace)
+    loss = sequence_loss(model.head, hidden, batch.labels.to(hidden.device), smoothing)
+    return loss if trace is None else loss.beside(routing_loss(trace))
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a run minimises.
+
+    Attributes:
+        loss: of a model, a batch and the label smoothing.
+        held_out: the same of held-out batches, without dropout and smoothing.
+    """
+
+    loss: Callable[[TransformerPart, Any, float], Loss]
+    held_out: Callable[[TransformerPart, Iterable[Any]], HeldOut]
+
+
+LIKELIHOOD = Aim(batch_loss, held_out_loss)
+"""Of tokens, each from a row of the model."""
 
 
 def sequence_loss(head: Part, hidden: Tensor, labels: Tensor, smoothing: float = 0.0) -> Loss:

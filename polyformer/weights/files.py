@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from polyformer.errors import WeightsError
 from polyformer.weights import strict_json
@@ -31,14 +31,17 @@ BYTES_OF = {
 }
 
 
-class TensorMap(Mapping[str, "Tensor"]):
-    """Names to tensors, each read when it is asked for; `called` is how a message should call one."""
+T = TypeVar("T")
 
-    def __init__(self, readers: Mapping[str, Callable[[], Tensor]], called: Callable[[str], str] = repr) -> None:
+
+class ReadMap(Mapping[str, T], Generic[T]):
+    """Names to what is read when it is asked for; `called` is how a message should call one."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], T]], called: Callable[[str], str] = repr) -> None:
         self._readers = dict(readers)
         self.called = called
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> T:
         return self._readers[name]()
 
     def __iter__(self) -> Iterator[str]:
@@ -49,6 +52,10 @@ class TensorMap(Mapping[str, "Tensor"]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._readers
+
+
+class TensorMap(ReadMap["Tensor"]):
+    """Names to tensors, each read when it is asked for."""
 
 
 def called(tensors: Mapping[str, Tensor], name: str) -> str:

@@ -13,7 +13,7 @@ from polyformer.data.vocabulary import TextTokenizerRecipe
 from polyformer.errors import DataError, RunError, SpecError
 from polyformer.families.language_model import LanguageModel
 from polyformer.parts.model import TransformerPart
-from polyformer.train.loop import batch_loss
+from polyformer.train.objectives import batch_loss
 
 WORDS = ["the house sees a tree", "a tree finds the river", "the river leaves", "one house and the tree"] * 8
 DOCUMENTS = [Document(str(i), f"{text}\n{text[::-1]}") for i, text in enumerate(WORDS)]

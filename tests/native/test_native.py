@@ -13,7 +13,8 @@ from polyformer.native.lowering import lower
 from polyformer.native.machine import KINDS, Given, Kind, Machine, NativeModel, NativeState
 from polyformer.native.program import CacheShape, Multiply, PickRows, Program, TakeTokens, Weight
 from polyformer.native.runner import runner
-from polyformer.weights.ggml import FORMATS, dequantise
+from polyformer.weights.dequantise import dequantise
+from polyformer.weights.ggml import FORMATS
 from tests.families.cases import Case
 from tests.native.cases import LOWERED, ROOM, apart, compiled, length_of, load, lowered, native, run, tensors_of, texts
 from tests.weights.gguf_writer import FORMAT, random_blocks

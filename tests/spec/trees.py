@@ -164,12 +164,18 @@ SAMPLES: dict[type[Spec], Spec] = {
         parts.Squeeze(),
         parts.Clip(3.0),
         parts.MeanOfHeads((Linear(WIDTH, 2), Linear(WIDTH, 2))),
+        parts.Identity(),
         parts.Branches((Linear(WIDTH, WIDTH), LayerNorm(WIDTH))),
         parts.Repeat(block(), 3),
         parts.Coupling(FeedForward.of_widths(WIDTH // 2, 6), Linear(WIDTH // 2, WIDTH // 2)),
         parts.Reversible((coupling(),) * 2, LayerNorm(2 * WIDTH)),
         parts.Chunked(FeedForward.of_widths(WIDTH, 12), 2),
         parts.SpatialGating.of_width(WIDTH, 12, Causal() & SameDocument()),
+        parts.LoRA("one", 1.0, WIDTH, 5, 2, 4.0, dropout=Dropout(0.1)),
+        parts.DoRA("one", 0.5, WIDTH, 5, 3, 4.0, "root"),
+        parts.IA3("one", 1.0, WIDTH, "inputs"),
+        parts.Whole("one", 1.0, Linear(WIDTH, 5)),
+        parts.Adapted(Linear(WIDTH, 5), (parts.LoRA("one", 1.0, WIDTH, 5, 2, 4.0), parts.IA3("two", 0.5, 5))),
     )
 }
 
