@@ -43,6 +43,9 @@ from polyformer.tune import LoraChange, attach
 
 PLAIN, FOUR = "model", "model-nf4"
 OURS, PEER, QLORA = "ours, LoRA", "peft, LoRA", "ours, QLoRA"
+SMOLLM2 = {"vocabulary": 49152, "width": 576, "hidden": 1536, "layers": 30, "heads": 9, "groups": 3}
+PARTS = ("weights", "state", "step", "tensors", "process")
+WORK = {"rounds": 5, "batch": 4, "length": 256, "rank": 8}
 FOLDERS = {OURS: PLAIN, PEER: PLAIN, QLORA: FOUR}
 
 
@@ -157,8 +160,8 @@ def peer(sizes: argparse.Namespace, folder: Path) -> Contender:
     ids = batch_of(sizes)
 
     def step() -> float:
-        # the reference shifts labels itself
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        given = {"input_ids": ids[:, :-1], "labels": ids[:, :-1], "shift_labels": ids[:, 1:]}
+        loss = model(**given, use_cache=False).loss
         loss.backward()
         nn.utils.clip_grad_norm_(wanted, 1.0)
         optimiser.step()
@@ -219,7 +222,6 @@ def speed(sizes: argparse.Namespace, folder: Path, names: list[str]) -> dict[str
     losses = {name: one.step() for name, one in made.items()}
     print("loss at first: " + ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
     if PEER in losses:
-        # the peer's batch has one token more in a row, and as many labels
         assert abs(losses[OURS] - losses[PEER]) < 1e-3 * losses[PEER], "they don't train the same model"
     for _ in range(sizes.rounds):
         for one in made.values():
@@ -230,10 +232,8 @@ def speed(sizes: argparse.Namespace, folder: Path, names: list[str]) -> dict[str
         ratio, own = statistics.median(wall), min(one.own) / min(made[OURS].own)
         told[name] = {"tokens/s": tokens / min(one.walls), "ours is": min(one.walls) / min(made[OURS].walls)}
         told[name] |= {"median of rounds": ratio, "processor time": own}
-        best = told[name]["ours is"]
-        print(
-            f"{name:14} {tokens / min(one.walls):7.0f} tokens/s   ours is {best:.2f} x (rounds {ratio:.2f}, {own:.2f})"
-        )
+        rate, best = told[name]["tokens/s"], told[name]["ours is"]
+        print(f"{name:14} {rate:7.0f} tokens/s   ours is {best:.2f} x (by rounds {ratio:.2f}, processor {own:.2f})")
     return told
 
 
@@ -242,16 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--model")
-    for name, value in {
-        "vocabulary": 49152,
-        "width": 576,
-        "hidden": 1536,
-        "layers": 30,
-        "heads": 9,
-        "groups": 3,
-    }.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
-    for name, value in {"rounds": 5, "batch": 4, "length": 256, "rank": 8}.items():
+    for name, value in (SMOLLM2 | WORK).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--dropout", type=float, default=0.0, help="of what LoRA's first matrix sees")
     parser.add_argument("--only", choices=("speed", "memory"))
@@ -274,9 +265,7 @@ def main() -> None:
             first = told["memory"][OURS]
             for name, one in told["memory"].items():
                 one["tensors"] = one["weights"] + one["state"] + one["step"]
-                parts = "  ".join(
-                    f"{key} {one[key] / 1e6:6.0f}" for key in ("weights", "state", "step", "tensors", "process")
-                )
+                parts = "  ".join(f"{key} {one[key] / 1e6:6.0f}" for key in PARTS)
                 share = one["tensors"] / first["tensors"], one["process"] / first["process"]
                 print(f"{name:14} MB: {parts}   of ours with LoRA: tensors {share[0]:.2f}, process {share[1]:.2f}")
         if sizes.only != "memory":
