@@ -25,10 +25,12 @@ from polyformer.cli.common import (
     RecipeFile,
     RunFolder,
     Settings,
+    Weights,
     app,
     fail,
     lines_of_input,
     load_model,
+    load_translator,
 )
 from polyformer.errors import DataError, RunError, SpecError
 
@@ -91,10 +93,11 @@ def translate(
     beam: Beam = None,
     nbest: Annotated[int, typer.Option(min=1, help="Translations of each text, with their scores.")] = 1,
     to: Language = None,
+    weights: Weights = None,
     as_json: AsJson = False,
 ) -> None:
     """Translate texts, or the lines of standard input."""
-    loaded = load_model(run)
+    loaded = load_translator(run, weights)
     settings = _search(loaded, beam, nbest)
     for some in [texts] if texts else lines_of_input():
         for text, found in zip(some, loaded.translate(some, settings, to), strict=True):
