@@ -18,7 +18,7 @@ from polyformer.cli.sampling import samples
 from polyformer.errors import PolyformerError, RunError
 
 if TYPE_CHECKING:
-    from polyformer.generate import Answer, Engine, Handle, Sampling
+    from polyformer.generate import Answer, Counts, Engine, Handle, Sampling
     from polyformer.loaded import Loaded, Writer
 
 Texts = Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Standard input, line by line, if none.")]
@@ -43,10 +43,10 @@ def generate(
     """Continue texts, or answer them with an encoder-decoder model, all together, and print them as they come."""
     loaded = load_writer(model, weights, adapter=adapter)
     searches = loaded.reads_source and not sampling.temperature
-    engine = loaded.engine()
+    engine = None if searches and not chat else loaded.engine()
     for some in [prompts] if prompts else lines_of_input():
-        if searches and not chat:
-            _searched(cast("Loaded", loaded), some, sampling, as_json)
+        if engine is None:
+            _searched(cast("Loaded", loaded), some, sampling, as_json, stats)
             continue
         if chat:
             asked = loaded.chat_requests([[{"role": "user", "content": one}] for one in some], sampling)
@@ -58,9 +58,12 @@ def generate(
                 _shown(handle, clock, "" if chat or loaded.reads_source else prompt)
             told = {"prompt": prompt, **_told(handle.result())}
             if as_json:
-                typer.echo(json.dumps(told | ({"stats": clock.told(engine)} if stats else {}), ensure_ascii=False))
+                typer.echo(
+                    json.dumps(told | ({"stats": clock.told(engine.counts)} if stats else {}), ensure_ascii=False)
+                )
         if stats and not as_json:
-            typer.echo(clock.sentence(engine), err=True)
+            typer.echo(clock.sentence(engine.counts), err=True)
+            engine.counts = type(engine.counts)()
 
 
 @app.command(epilog="Example: polyformer chat smollm2 --system 'Answer in one sentence.'")
@@ -98,7 +101,8 @@ def chat(
             typer.echo(f"polyformer: {error}", err=True)
             continue
         if stats:
-            typer.echo(clock.sentence(talk.engine), err=True)
+            typer.echo(clock.sentence(talk.engine.counts), err=True)
+            talk.engine.counts = type(talk.engine.counts)()
 
 
 @dataclass
@@ -134,16 +138,14 @@ class Clock:
         if self.first is None:
             self.first = time.perf_counter() - self.begun
 
-    def told(self, engine: Engine) -> dict[str, Any]:
+    def told(self, counts: Counts) -> dict[str, Any]:
         """Return the figures."""
-        seconds, counts = time.perf_counter() - self.begun, engine.counts
-        told = {"seconds": seconds, "written": counts.written, "steps": counts.steps, "rows": counts.rows}
-        return told | {"reused": counts.reused, "first_token_seconds": self.first}
+        told = {"seconds": time.perf_counter() - self.begun, "written": counts.written, "steps": counts.steps}
+        return told | {"rows": counts.rows, "reused": counts.reused, "first_token_seconds": self.first}
 
-    def sentence(self, engine: Engine) -> str:
-        """Return the figures for a person, and set the engine's counts to nothing."""
-        told = self.told(engine)
-        engine.counts = type(engine.counts)()
+    def sentence(self, counts: Counts) -> str:
+        """Return the figures for a person."""
+        told = self.told(counts)
         rate = told["written"] / max(told["seconds"], 1e-9)
         first = "" if self.first is None else f", the first after {self.first:.2f} s"
         reused = f", {told['reused']} of the prompt found in the cache" if told["reused"] else ""
@@ -175,16 +177,21 @@ def _told(answer: Answer) -> dict[str, Any]:
     return told | {"log_probability": answer.log_probability} | ({"tokens": tokens} if tokens else {})
 
 
-def _searched(loaded: Loaded, texts: list[str], sampling: Sampling, as_json: bool) -> None:
+def _searched(loaded: Loaded, texts: list[str], sampling: Sampling, as_json: bool, stats: bool) -> None:
     """Print what the search that the model recommends finds."""
-    from polyformer.generate import Limit, Sampling
+    from polyformer.generate import Counts, Limit, Sampling
 
     if sampling != Sampling(limit=sampling.limit, seed=sampling.seed):
         raise RunError("an encoder-decoder model is searched unless it is sampled: give --temperature too")
     search = loaded.recommended().replace(limit=Limit(sampling.limit))
-    for prompt, found in zip(texts, loaded.translate(texts, search), strict=True):
-        told = {"prompt": prompt, "text": found[0].text, "log_probability": found[0].log_probability}
+    clock, counts = Clock(), Counts()
+    answers = loaded.translate(texts, search, counts=counts)
+    figures = {"stats": clock.told(counts)} if stats else {}
+    for prompt, found in zip(texts, answers, strict=True):
+        told = {"prompt": prompt, "text": found[0].text, "log_probability": found[0].log_probability, **figures}
         typer.echo(json.dumps(told, ensure_ascii=False) if as_json else found[0].text)
+    if stats and not as_json:
+        typer.echo(clock.sentence(counts), err=True)
 
 
 def _messages() -> Iterator[str]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from polyformer.data.tokenizer import TextPairTokenizer
     from polyformer.generate import Capacity, Engine, Guesser, Request, Runner, Sampling
     from polyformer.loaded.model import Loaded
-    from polyformer.native.machine import Machine
+    from polyformer.native.machine import Machine, NativeModel
     from polyformer.parts.model import TransformerPart
 
 
@@ -53,11 +53,25 @@ def runner_for(loaded: Loaded, slots: int) -> Runner:
 
     if loaded.native is None:
         return runner_of(loaded.model, slots, context_of(loaded))
-    from polyformer.native.runner import runner
+    from polyformer.native.machine import NativeState
+    from polyformer.native.runner import NativeRunner
 
-    only_on_disk = any(one.is_meta for one in loaded.model.parameters())
-    model = loaded.folder if only_on_disk and loaded.folder is not None else loaded.model
-    return runner(model, loaded.native, machine_for(slots, context_of(loaded)))
+    machine = machine_for(slots, context_of(loaded))
+    return NativeRunner(NativeState(_packed(loaded, machine), machine))
+
+
+def _packed(loaded: Loaded, machine: Machine) -> NativeModel:
+    """Return the model as it runs natively, packed once as long as no weight is changed."""
+    from polyformer.native.runner import packed
+
+    assert loaded.native is not None
+    parameters = list(loaded.model.parameters())
+    state = (loaded.native, tuple((one.data_ptr(), one._version) for one in parameters if not one.is_meta))
+    if loaded.packed is None or loaded.packed[0] != state:
+        only_on_disk = any(one.is_meta for one in parameters)
+        model = loaded.folder if only_on_disk and loaded.folder is not None else loaded.model
+        loaded.packed = state, packed(model, loaded.native, machine)
+    return loaded.packed[1]
 
 
 def machine_for(slots: int, context: int | None) -> Machine:

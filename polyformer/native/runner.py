@@ -122,15 +122,19 @@ def runner(
         WeightsError, SpecError: a file that can't be read.
     """
     machine = machine or Machine()
+    return NativeRunner(NativeState(packed(model, weights, machine), machine))
+
+
+def packed(model: TransformerPart | Path | str, weights: Precision, machine: Machine) -> NativeModel:
+    """Return a model's program and weights, ready for any number of runners; see `runner`."""
     if isinstance(model, Path | str):
-        return NativeRunner(NativeState(_of_file(Path(model), weights, machine), machine))
+        return _of_file(Path(model), weights, machine)
     from polyformer.native.given import from_tensors
     from polyformer.native.lowering import lower
 
     program, tensors = lower(model.spec), dict(model.named_parameters()) | dict(model.named_buffers())
     given = from_tensors(program, tensors, machine.room)
-    made = NativeModel(program, given, kinds_for(program, weights), machine.room)
-    return NativeRunner(NativeState(made, machine))
+    return NativeModel(program, given, kinds_for(program, weights), machine.room)
 
 
 def _of_file(path: Path, weights: Precision, machine: Machine) -> NativeModel:
