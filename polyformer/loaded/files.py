@@ -133,7 +133,12 @@ def save(loaded: Loaded, folder: str | Path, force: bool = False) -> None:
         WeightsError: the folder exists, or can't be written; what stood there is whole.
     """
     with staged_folder(Path(folder), replace=force) as stage:
-        if loaded.family is not None and loaded.family.spec() == loaded.spec:
-            save_reference(loaded, loaded.family, stage)
-        else:
-            save_own(loaded, stage)
+        write_into(loaded, stage)
+
+
+def write_into(loaded: Loaded, folder: Path) -> None:
+    """Write what `save` does into a folder that is there; who made the folder sees to it that it is complete."""
+    if loaded.family is not None and loaded.family.spec() == loaded.spec:
+        save_reference(loaded, loaded.family, folder)
+    else:
+        save_own(loaded, folder)

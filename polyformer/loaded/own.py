@@ -13,6 +13,7 @@ from polyformer.loaded.layouts import GENERATION, LABELS, SPEC
 from polyformer.loaded.model import Loaded, ready, write_json
 from polyformer.loaded.tokenizers import TOKENIZER
 from polyformer.parts.model import Transformer
+from polyformer.shrink import Linear4 as Linear4  # a spec.json may name it
 from polyformer.weights import strict_json
 from polyformer.weights.assemble import assemble, disassemble
 from polyformer.weights.files import SINGLE, read_tensors, write_tensors

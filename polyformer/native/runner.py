@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from polyformer.errors import RunError
 from polyformer.native.kinds import Precision, kinds_for
-from polyformer.native.machine import Machine, NativeModel, NativeState
+from polyformer.native.machine import RETRACTS, Machine, NativeModel, NativeState
 from polyformer.native.program import Program, TakeTokens
 
 if TYPE_CHECKING:
@@ -45,8 +45,11 @@ class NativeRunner:
         positions, source_positions: the longest sequence, and the longest text that is read.
         vocabulary, source_vocabulary: how many tokens there are of either; None where no text is read.
         reads_source: whether a slot must be given a text to read first.
+        retracts: how many of the last tokens a slot can always be cut back by.
         version: names the weights.
     """
+
+    retracts = RETRACTS
 
     def __init__(self, state: NativeState) -> None:
         program, machine = state.model.program, state.machine
@@ -65,17 +68,23 @@ class NativeRunner:
         """
         return self.state.step(rows.ids, rows.slots, rows.positions, wanted)
 
-    def read(self, slot: int, source: Sequence[int]) -> None:
-        """Run the encoder on a text, at which the slot's rows will look."""
-        self.state.read(source, slot)
+    def best(
+        self, rows: RowsOfStep, wanted: Sequence[int], count: int, forbidden: Sequence[int]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Do what `step` does, but return the likeliest next tokens: log-probabilities and ids [W, count], in order."""
+        return self.state.best(rows.ids, rows.slots, rows.positions, wanted, min(count, self.vocabulary), forbidden)
+
+    def read(self, sources: Mapping[int, Sequence[int]]) -> None:
+        """Run the encoder on the texts of slots, at which their rows will look."""
+        self.state.read_all(sources)
 
     def length(self, slot: int) -> int:
         """Return how many tokens a slot holds."""
         return self.state.length(slot)
 
     def earliest(self, slot: int) -> int:
-        """Return the least length above 0 that a slot can be cut back to: keys can be forgotten one by one."""
-        return min(1, self.state.length(slot))
+        """Return the least length above 0 that a slot can be cut back to; what lies before windows is forgotten."""
+        return self.state.earliest(slot)
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget all but the first `length` tokens of a slot."""

@@ -90,9 +90,20 @@ def read_tensors(path: Path) -> TensorMap:
     raise WeightsError(f"{path} holds no weights: neither {SINGLE} nor {INDEX}")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def read_notes(path: Path) -> dict[str, str]:
+    """Return what a safetensors file says beside its tensors; raises `WeightsError` as `check_header` does."""
+    check_header(path)
+    with path.open("rb") as file:
+        header = strict_json.parse(file.read(int.from_bytes(file.read(8), "little")), f"{path}: the header")
+    notes = header.get("__metadata__", {})
+    return {key: value for key, value in notes.items() if isinstance(value, str)} if isinstance(notes, dict) else {}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file; no two tensors may share memory.
 
+    Args:
+        notes: what else it says.
     Raises:
         WeightsError: the file can't be written (a full disk, say).
     """
@@ -101,7 +112,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
     ready = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(ready, path, metadata={"format": "pt"})
+        save_file(ready, path, metadata={"format": "pt", **(notes or {})})
     except SafetensorError as error:
         cause = re.search(r"I/O error: (.*?) \(os error (\d+)\)", str(error))
         known = OSError(int(cause[2]), cause[1]) if cause else OSError(0, str(error))

@@ -193,6 +193,15 @@ class Names:
         made = _convert(tensors, plan, [row.to_disk for row in self.rows], repr)
         return TensorMap({name: functools.partial(made.__getitem__, name) for name in made} | dict(self.added))
 
+    def sources(self, names: Iterable[str]) -> dict[str, tuple[Row, tuple[str, ...]]]:
+        """Return for each tensor on disk the row that makes it, and which of our tensors that makes it of.
+
+        Raises:
+            WeightsError: as `to_disk` does.
+        """
+        plan = _plan(names, [(row.ours, row.disk) for row in self.rows], repr)
+        return {name: (self.rows[uses[0].row], uses[0].inputs) for name, uses in plan.items()}
+
     def _called_on_disk(self, name: str) -> str:
         for row in self.rows:
             for mine in row.ours:
