@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -86,6 +88,8 @@ def chat(
     first = [] if system is None else [{"role": "system", "content": system}]
     talk = Talk(loaded, loaded.engine(2, Capacity(kept=1)), sampling, list(first))
     if sys.stdin.isatty():
+        if sampling.temperature:  # tokens are drawn by PyTorch, which is there then when the first line is typed
+            threading.Thread(target=importlib.import_module, args=("torch",)).start()
         typer.echo("/clear begins anew, /exit leaves; Ctrl-C stops an answer.", err=True)
     for line in _messages():
         if line in LEAVE:
