@@ -74,6 +74,15 @@ Weights = Annotated[
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A Hugging Face folder, a GGUF file, a run folder of ours, or smollm2.")
 ]
+Guess = Annotated[
+    str | None,
+    typer.Option(
+        "--guess",
+        metavar="WAY",
+        help="Guess tokens, and judge several in one pass: lookup (in the text itself), early=N (by so many first "
+        "blocks), or draft=MODEL (by a smaller model of the same vocabulary). Left off by itself where it doesn't pay.",
+    ),
+]
 Beam = Annotated[int | None, typer.Option("--beam", min=1, help="Hypotheses at a time; what RUN recommends, or 4.")]
 Language = Annotated[
     str | None, typer.Option("--to", metavar="LANG", help="The target language, if RUN knows several.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polyformer.cli.common import AsJson, Model, Weights, app, lines_of_input, load_writer
+from polyformer.cli.common import AsJson, Guess, Model, Weights, app, lines_of_input, load_writer
 from polyformer.cli.sampling import samples
 from polyformer.errors import PolyformerError, RunError
 
@@ -36,13 +36,18 @@ def generate(
         bool, typer.Option("--chat", help="Each text is a message, put in the model's chat template.")
     ] = False,
     weights: Weights = None,
+    guess: Guess = None,
     as_json: AsJson = False,
     stats: Stats = False,
 ) -> None:
     """Continue texts, or answer them with an encoder-decoder model, all together, and print them as they come."""
     loaded = load_writer(model, weights)
     searches = loaded.model.encoder is not None and not sampling.temperature
-    engine = loaded.engine()
+    if searches and guess is not None:
+        raise RunError(
+            "a search judges all that it writes; --guess is for texts that are sampled or taken as they come"
+        )
+    engine = loaded.engine(guess=guess)
     for some in [prompts] if prompts else lines_of_input():
         if searches and not chat:
             _searched(loaded, some, sampling, as_json)
@@ -69,6 +74,7 @@ def chat(
     sampling: Any,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told first.")] = None,
     weights: Weights = None,
+    guess: Guess = None,
     stats: Stats = False,
 ) -> None:
     """Talk with a model: /clear begins anew, /exit leaves, and an interrupt stops an answer.
@@ -79,7 +85,7 @@ def chat(
 
     loaded = load_writer(model, weights)
     first = [] if system is None else [{"role": "system", "content": system}]
-    talk = Talk(loaded, loaded.engine(2, Capacity(kept=1)), sampling, list(first))
+    talk = Talk(loaded, loaded.engine(2, Capacity(kept=1), guess), sampling, list(first))
     if sys.stdin.isatty():
         typer.echo("/clear begins anew, /exit leaves; Ctrl-C stops an answer.", err=True)
     for line in _messages():
@@ -136,16 +142,22 @@ class Clock:
         """Return the figures."""
         seconds, counts = time.perf_counter() - self.begun, engine.counts
         told = {"seconds": seconds, "written": counts.written, "steps": counts.steps, "rows": counts.rows}
-        return told | {"reused": counts.reused, "first_token_seconds": self.first}
+        told |= {"reused": counts.reused, "first_token_seconds": self.first}
+        return told if engine.guesser is None else told | {"guesses": engine.guesses.to_data()}
 
     def sentence(self, engine: Engine) -> str:
         """Return the figures for a person, and set the engine's counts to nothing."""
-        told = self.told(engine)
-        engine.counts = type(engine.counts)()
+        told, guesses = self.told(engine), engine.guesses
+        engine.counts, engine.guesses = type(engine.counts)(), type(guesses)()
         rate = told["written"] / max(told["seconds"], 1e-9)
         first = "" if self.first is None else f", the first after {self.first:.2f} s"
         reused = f", {told['reused']} of the prompt found in the cache" if told["reused"] else ""
-        return f"{told['written']} tokens in {told['seconds']:.2f} s, {rate:.1f} tokens/s{first}{reused}"
+        guessed = ""
+        if engine.guesser is not None:
+            left = f", left off in {guesses.stopped} of the texts" if guesses.stopped else ""
+            right = f"{guesses.acceptance:.0%} of {guesses.guessed} guesses right"
+            guessed = f"; {right}, {guesses.gain:.2f} tokens a pass{left}"
+        return f"{told['written']} tokens in {told['seconds']:.2f} s, {rate:.1f} tokens/s{first}{reused}{guessed}"
 
 
 def _shown(handle: Handle, clock: Clock, before: str) -> None:

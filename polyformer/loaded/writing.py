@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -44,8 +45,11 @@ def context_of(loaded: Loaded) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def runner_for(loaded: Loaded, slots: int) -> Runner:
-    """Return what runs the model: natively, if it was loaded for that, or else in PyTorch."""
+def runner_for(loaded: Loaded, slots: int, blocks: int | None = None) -> Runner:
+    """Return what runs the model, or so many of its first blocks if they are all it has.
+
+    It runs natively, if it was loaded for that, or else in PyTorch.
+    """
     from polyformer.generate import runner_of
 
     if loaded.native is None:
@@ -58,7 +62,7 @@ def runner_for(loaded: Loaded, slots: int) -> Runner:
     only_on_disk = any(one.is_meta for one in loaded.model.parameters())
     model = loaded.folder if only_on_disk and loaded.folder is not None else loaded.model
     machine = Machine(slots, min(context_of(loaded) or LONGEST, LONGEST), torch.get_num_threads())
-    return runner(model, loaded.native, machine)
+    return runner(model, loaded.native, machine, blocks)
 
 
 def engine_for(loaded: Loaded, slots: int, capacity: Capacity | None, guess: str | None = None) -> Engine:
@@ -69,18 +73,39 @@ def engine_for(loaded: Loaded, slots: int, capacity: Capacity | None, guess: str
 
 
 def _guesser(loaded: Loaded, slots: int, guess: str) -> Guesser:
-    from polyformer.generate import Draft, PromptLookup, TorchRunner, early_exit
-    from polyformer.parts.model import parameters_of
+    from polyformer.generate import Draft, PromptLookup
 
+    way, _, value = guess.partition("=")
     if guess == "lookup":
         return PromptLookup()
-    if not guess.isdigit():
-        raise SpecError(f"tokens are guessed by lookup or a number of blocks, not '{guess}'")
-    if any(one.is_meta for one in loaded.model.parameters()):
-        raise SpecError("a model's first blocks guess in PyTorch; load it there, with --weights pytorch")
-    draft = early_exit(loaded.model, int(guess))
+    if way == "early" and value.isdecimal():
+        return Draft(*_early(loaded, slots, int(value)))
+    if way == "draft" and value:
+        return Draft(*_smaller(loaded, slots, value))
+    raise SpecError(f"tokens are guessed by lookup, early=BLOCKS or draft=MODEL, not '{guess}'")
+
+
+def _early(loaded: Loaded, slots: int, blocks: int) -> tuple[Runner, float]:
+    """Return what runs the first blocks, and what a pass of it costs."""
+    from polyformer.generate import early_exit
+    from polyformer.parts.model import parameters_of
+
+    draft = early_exit(loaded.model, blocks)
     cost = parameters_of(draft) / parameters_of(loaded.model)
-    return Draft(TorchRunner(draft, slots, context_of(loaded)), cost)
+    return runner_for(dataclasses.replace(loaded, model=draft), slots, blocks), cost
+
+
+def _smaller(loaded: Loaded, slots: int, path: str) -> tuple[Runner, float]:
+    """Return what runs another model of the same vocabulary, and what a pass of it costs."""
+    from polyformer.loaded.files import load_to_write
+    from polyformer.parts.model import parameters_of
+
+    other = load_to_write(path)
+    runner, wanted = runner_for(other, slots), loaded.spec.head
+    vocabulary = None if wanted is None else getattr(getattr(wanted, "projection", None), "outputs", None)
+    if vocabulary != runner.vocabulary:
+        raise SpecError(f"{path} guesses among {runner.vocabulary} tokens, but the model has {vocabulary}")
+    return runner, parameters_of(other.model) / parameters_of(loaded.model)
 
 
 def requests_for(loaded: Loaded, texts: Sequence[str], settings: Sampling) -> list[Request]:
