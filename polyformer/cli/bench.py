@@ -104,7 +104,7 @@ def generate(
     if not all(count.strip().isdigit() for count in together.split(",")):
         raise RunError(f"--together wants numbers with commas between them, not '{together}'")
     asked = Writing(prompt, written, tuple(int(count) for count in together.split(",")), rounds)
-    loaded = load_writer(model, weights)
+    loaded = load_writer(model, weights, guess)
     rates = measure(lambda count: loaded.engine(count, guess=guess), asked)
     if as_json:
         told = {"model": str(model), "weights": loaded.native or "pytorch", "asked": asked.to_data()}

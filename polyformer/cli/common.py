@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from polyformer.errors import DataError, PolyformerError, RunError
 
 if TYPE_CHECKING:
-    from polyformer.loaded import Loaded
+    from polyformer.loaded import Loaded, Writer
 
 INTERRUPTED = 130
 
@@ -83,6 +83,9 @@ Guess = Annotated[
         "blocks), or draft=MODEL (by a smaller model of the same vocabulary). Left off by itself where it doesn't pay.",
     ),
 ]
+Adapter = Annotated[
+    Path | None, typer.Option("--adapter", metavar="DIR", help="An adapter for MODEL, in PEFT's layout.")
+]
 Beam = Annotated[int | None, typer.Option("--beam", min=1, help="Hypotheses at a time; what RUN recommends, or 4.")]
 Language = Annotated[
     str | None, typer.Option("--to", metavar="LANG", help="The target language, if RUN knows several.")
@@ -95,11 +98,15 @@ Settings = Annotated[
 ]
 
 
-def load_model(path: Path) -> Loaded:
-    """Load a model; what it needs is imported only then."""
+def load_model(path: Path, adapter: Path | None = None) -> Loaded:
+    """Load a model, with an adapter if one is named; what it needs is imported only then."""
     from polyformer.loaded import load
 
-    return load(path)
+    if adapter is None:
+        return load(path)
+    from polyformer.loaded.adapted import with_adapter
+
+    return with_adapter(load(path), adapter)
 
 
 def lines_of_input() -> Iterator[list[str]]:
@@ -122,15 +129,27 @@ def _decoded(line: bytes, number: int) -> str:
         raise DataError(f"standard input, line {number}: not UTF-8 at byte {error.start + 1} of the line") from None
 
 
-def load_writer(model: Path, weights: str | None) -> Loaded:
-    """Load a model that is to write, natively where it can; `weights` says how its matrices are held (`Weights`)."""
+def load_writer(
+    model: Path, weights: str | None, guess: str | None = None, adapter: Path | None = None
+) -> Loaded | Writer:
+    """Open a model that is to write, natively where it can; `weights` says how its matrices are held (`Weights`)."""
     if weights == "pytorch":
-        return load_model(model)
-    from polyformer.loaded import load_to_write
-    from polyformer.native.given import Precision
+        return load_model(model, adapter)
+    from polyformer.native.kinds import Precision
 
     kinds: tuple[Precision, ...] = get_args(Precision)
     asked = weights and weights.replace("-", " ")
     if asked is not None and asked not in kinds:
         raise RunError(f"there are no weights '{weights}'; choose one of {', '.join(kinds)}, pytorch")
-    return load_to_write(model, next((kind for kind in kinds if kind == asked), None))
+    held = next((kind for kind in kinds if kind == asked), None)
+    if adapter is not None:
+        from polyformer.loaded.adapted import to_write
+
+        return to_write(load_model(model, adapter), held)
+    if guess not in (None, "lookup"):  # by blocks of the model itself, which must be in memory for that
+        from polyformer.loaded import load_to_write
+
+        return load_to_write(model, held)
+    from polyformer.loaded import open_writer
+
+    return open_writer(model, held)

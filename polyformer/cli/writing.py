@@ -9,17 +9,17 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from polyformer.cli.common import AsJson, Guess, Model, Weights, app, lines_of_input, load_writer
+from polyformer.cli.common import Adapter, AsJson, Guess, Model, Weights, app, lines_of_input, load_writer
 from polyformer.cli.sampling import samples
 from polyformer.errors import PolyformerError, RunError
 
 if TYPE_CHECKING:
     from polyformer.generate import Answer, Engine, Handle, Sampling
-    from polyformer.loaded import Loaded
+    from polyformer.loaded import Loaded, Writer
 
 Texts = Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Standard input, line by line, if none.")]
 Stats = Annotated[bool, typer.Option("--stats", help="Tell how fast it was, on the error stream or in the JSON.")]
@@ -35,14 +35,15 @@ def generate(
     chat: Annotated[
         bool, typer.Option("--chat", help="Each text is a message, put in the model's chat template.")
     ] = False,
+    adapter: Adapter = None,
     weights: Weights = None,
     guess: Guess = None,
     as_json: AsJson = False,
     stats: Stats = False,
 ) -> None:
     """Continue texts, or answer them with an encoder-decoder model, all together, and print them as they come."""
-    loaded = load_writer(model, weights)
-    searches = loaded.model.encoder is not None and not sampling.temperature
+    loaded = load_writer(model, weights, guess, adapter)
+    searches = loaded.reads_source and not sampling.temperature
     if searches and guess is not None:
         raise RunError(
             "a search judges all that it writes; --guess is for texts that are sampled or taken as they come"
@@ -50,7 +51,7 @@ def generate(
     engine = loaded.engine(guess=guess)
     for some in [prompts] if prompts else lines_of_input():
         if searches and not chat:
-            _searched(loaded, some, sampling, as_json)
+            _searched(cast("Loaded", loaded), some, sampling, as_json)
             continue
         if chat:
             asked = loaded.chat_requests([[{"role": "user", "content": one}] for one in some], sampling)
@@ -59,7 +60,7 @@ def generate(
         clock = Clock()
         for prompt, handle in zip(some, [engine.submit(one) for one in asked], strict=True):
             if not as_json:
-                _shown(handle, clock, "" if chat or loaded.model.encoder is not None else prompt)
+                _shown(handle, clock, "" if chat or loaded.reads_source else prompt)
             told = {"prompt": prompt, **_told(handle.result())}
             if as_json:
                 typer.echo(json.dumps(told | ({"stats": clock.told(engine)} if stats else {}), ensure_ascii=False))
@@ -73,6 +74,7 @@ def chat(
     model: Model,
     sampling: Any,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told first.")] = None,
+    adapter: Adapter = None,
     weights: Weights = None,
     guess: Guess = None,
     stats: Stats = False,
@@ -83,7 +85,7 @@ def chat(
     """
     from polyformer.generate import Capacity
 
-    loaded = load_writer(model, weights)
+    loaded = load_writer(model, weights, guess, adapter)
     first = [] if system is None else [{"role": "system", "content": system}]
     talk = Talk(loaded, loaded.engine(2, Capacity(kept=1), guess), sampling, list(first))
     if sys.stdin.isatty():
@@ -109,7 +111,7 @@ def chat(
 class Talk:
     """A conversation and who answers in it."""
 
-    loaded: Loaded
+    loaded: Loaded | Writer
     engine: Engine
     sampling: Sampling
     messages: list[dict[str, str]]

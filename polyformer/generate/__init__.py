@@ -8,7 +8,7 @@ from polyformer.exports import exports
 
 if TYPE_CHECKING:
     from polyformer.generate.continuing import TOGETHER, continue_texts
-    from polyformer.generate.engine import Capacity, Counts, Engine
+    from polyformer.generate.engine import Capacity, Engine
     from polyformer.generate.flat import sampling_of
     from polyformer.generate.processors import (
         BadWords,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         Typical,
     )
     from polyformer.generate.requests import Answer, Delta, Handle, Request
-    from polyformer.generate.runner import Rows, Runner
+    from polyformer.generate.runner import Counts, Rows, Runner
     from polyformer.generate.sampling import Sampling, Scored
     from polyformer.generate.search import search
     from polyformer.generate.settings import (
@@ -107,12 +107,12 @@ exports(
     __name__,
     {
         "continuing": "TOGETHER continue_texts",
-        "engine": "Capacity Counts Engine",
+        "engine": "Capacity Engine",
         "flat": "sampling_of",
         "processors": "BadWords Biased FrequencyPenalty LogitBias MinimumLength MinP NoRepeatNgram PresencePenalty "
         "Processor RepetitionPenalty Suppress SuppressFirst Typical",
         "requests": "Answer Delta Handle Request",
-        "runner": "Rows Runner",
+        "runner": "Counts Rows Runner",
         "sampling": "Sampling Scored",
         "search": "search",
         "settings": "Diverse Early Gnmt Hopeful Hypothesis LengthPenalty Limit Power Safe Search SpecialTokens "

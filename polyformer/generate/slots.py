@@ -9,13 +9,15 @@ Shape letters: G key/value heads, K keys, E head width, R rows, W wanted rows, V
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import groupby
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from polyformer.errors import SpecError
+from polyformer.generate.candidates import best_tokens
 from polyformer.generate.runner import Rows
 from polyformer.generate.search import evaluating, positions_of
 from polyformer.parts import TokenEmbedding
@@ -24,6 +26,8 @@ from polyformer.parts.flow import Flow, Pair, State
 from polyformer.parts.model import Memory, TransformerPart
 from polyformer.parts.view import View
 from polyformer.spec import Record, walk
+
+T = TypeVar("T")
 
 BLOCK = 64
 """Tokens for which room is made at a time. Each time what is held is copied, which is little beside 64 steps."""
@@ -192,21 +196,35 @@ class TorchRunner:
 
     def step(self, rows: Rows, wanted: Sequence[int]) -> Tensor:
         """Run the rows; a step that raises has changed nothing that counts."""
+        return self._after(rows, wanted, self._scores)
+
+    def best(self, rows: Rows, wanted: Sequence[int], count: int, forbidden: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Run the rows, and find the likeliest next tokens without making the scores of all at once."""
+        head = self.model.head
+        assert head is not None
+        barred = torch.tensor(list(forbidden), device=self.device, dtype=torch.long)
+        return self._after(rows, wanted, lambda hidden: best_tokens(head, hidden, count, barred))
+
+    def _after(self, rows: Rows, wanted: Sequence[int], make: Callable[[Tensor], T]) -> T:
+        """Run the rows and return what is made of those wanted [W, D]."""
         runs = [(slot, len(list(group))) for slot, group in groupby(rows.slots)]
         caches = [self._caches[slot] for slot, _ in runs]
         before = [dict(cache.states) for cache in caches]
         try:
             with evaluating(self.model):
-                scores = self._run(rows, [count for _, count in runs], caches, wanted)
+                hidden = self._run(rows, [count for _, count in runs], caches)
+                picked = len(wanted) < len(hidden)
+                found = make(hidden[torch.tensor(wanted, device=self.device).long()] if picked else hidden)
         except BaseException:
             for cache, states in zip(caches, before, strict=True):
                 cache.states = states
             raise
         for cache, (_, count) in zip(caches, runs, strict=True):
             cache.advance(count)
-        return scores
+        return found
 
-    def _run(self, rows: Rows, counts: Sequence[int], caches: Sequence[SlotCache], wanted: Sequence[int]) -> Tensor:
+    def _run(self, rows: Rows, counts: Sequence[int], caches: Sequence[SlotCache]) -> Tensor:
+        """Return the hidden rows [R, D]."""
         model, device = self.model, self.device
         target, decoder = model.target, model.decoder
         assert target is not None
@@ -225,20 +243,21 @@ class TorchRunner:
             start += count
         flow = flows[0] if len(flows) == 1 else Flow.joined(flows)
         flow.path = "decoder."
-        return self._scores(decoder(target(ids, flow), flow)[0], wanted)
+        found: Tensor = decoder(target(ids, flow), flow)[0]
+        return found
 
-    def _scores(self, hidden: Tensor, wanted: Sequence[int]) -> Tensor:
-        """Return the scores [W, V] of those wanted of rows [R, D]."""
+    def _scores(self, hidden: Tensor) -> Tensor:
+        """Return the scores [W, V] of rows [W, D]."""
         head = self.model.head
         assert head is not None
-        kept = hidden if len(wanted) == len(hidden) else hidden[torch.tensor(wanted, device=self.device).long()]
-        scores = head(kept, None)
+        scores = head(hidden, None)
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
-    def read(self, slot: int, source: Sequence[int]) -> None:
-        """Run the encoder for a slot."""
+    def read(self, sources: Mapping[int, Sequence[int]]) -> None:
+        """Run the encoder for slots, one after the other."""
         with evaluating(self.model):
-            self._caches[slot].source = self.model.encode(torch.tensor([list(source)], device=self.device))
+            for slot, source in sources.items():
+                self._caches[slot].source = self.model.encode(torch.tensor([list(source)], device=self.device))
 
     def length(self, slot: int) -> int:
         """Return how many tokens a slot holds."""
@@ -287,7 +306,7 @@ class TorchRunner:
         used, self._caches = self._caches, [SlotCache()]
         try:
             if self.reads_source:
-                self.read(0, [0])
+                self.read({0: [0]})
             self.step(Rows([0], [0], [0]), [])
             cache = self._caches[0]
             states = sum(tensor.nbytes for state in cache.states.values() for tensor in state)
@@ -311,14 +330,14 @@ class RereadingRunner(TorchRunner):
     decoder can write.
     """
 
-    def _run(self, rows: Rows, counts: Sequence[int], caches: Sequence[SlotCache], wanted: Sequence[int]) -> Tensor:
+    def _run(self, rows: Rows, counts: Sequence[int], caches: Sequence[SlotCache]) -> Tensor:
         hidden, start = [], 0
         for cache, count in zip(caches, counts, strict=True):
             new = torch.tensor(rows.ids[start : start + count], device=self.device).view(1, 1, -1, 1)
             ids, _ = cache.extend("ids", new, new)
             hidden.append(self.model.decode(ids.flatten()[None], None, cache.source)[0, -count:])
             start += count
-        return self._scores(torch.cat(hidden), wanted)
+        return torch.cat(hidden)
 
 
 def runner_of(model: TransformerPart, slots: int = 16, positions: int | None = None) -> TorchRunner:

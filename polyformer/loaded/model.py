@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from polyformer.data.images import ImageReader
     from polyformer.data.tokenizer import TextPairTokenizer
     from polyformer.generate import Answer, Capacity, Engine, Request, Sampling, Search, Translation
-    from polyformer.native.given import Precision
+    from polyformer.native.kinds import Precision
     from polyformer.parts.part import Part
 
 
@@ -144,6 +144,11 @@ class Loaded:
         if found is None:
             raise SpecError(f"{self.folder} doesn't say how images are prepared (preprocessor_config.json)")
         return found
+
+    @property
+    def reads_source(self) -> bool:
+        """Whether it answers a source, which its encoder reads, and continues no text."""
+        return self.model.encoder is not None
 
     @property
     def reads_images(self) -> bool:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from polyformer.errors import SpecError
 
 if TYPE_CHECKING:
     from polyformer.data.chat import Message
+    from polyformer.data.checkpoint_tokenizer import TextTokenizer
     from polyformer.data.tokenizer import TextPairTokenizer
     from polyformer.generate import Capacity, Engine, Guesser, Request, Runner, Sampling
     from polyformer.loaded.model import Loaded
+    from polyformer.native.machine import Machine
 
 
 LONGEST = 2**15
@@ -54,30 +56,37 @@ def runner_for(loaded: Loaded, slots: int, blocks: int | None = None) -> Runner:
 
     if loaded.native is None:
         return runner_of(loaded.model, slots, context_of(loaded))
-    import torch
-
-    from polyformer.native.machine import Machine
     from polyformer.native.runner import runner
 
     only_on_disk = any(one.is_meta for one in loaded.model.parameters())
     model = loaded.folder if only_on_disk and loaded.folder is not None else loaded.model
-    machine = Machine(slots, min(context_of(loaded) or LONGEST, LONGEST), torch.get_num_threads())
-    return runner(model, loaded.native, machine, blocks)
+    return runner(model, loaded.native, machine_for(slots, context_of(loaded)), blocks)
+
+
+def machine_for(slots: int, context: int | None) -> Machine:
+    """Return how a model is run natively that was made for texts of so many tokens; None is of any length."""
+    from polyformer.native.machine import Machine, processors
+
+    return Machine(slots, min(context or LONGEST, LONGEST), processors())
 
 
 def engine_for(loaded: Loaded, slots: int, capacity: Capacity | None, guess: str | None = None) -> Engine:
     """Return an engine; raises `SpecError` for a way of guessing that isn't known."""
     from polyformer.generate import Engine
 
-    return Engine(runner_for(loaded, slots), capacity, None if guess is None else _guesser(loaded, slots, guess))
+    guesser = None if guess is None else guesser_for(loaded, slots, guess)
+    return Engine(runner_for(loaded, slots), capacity, guesser)
 
 
-def _guesser(loaded: Loaded, slots: int, guess: str) -> Guesser:
+def guesser_for(loaded: Loaded | None, slots: int, guess: str) -> Guesser:
+    """Return what guesses tokens; raises `SpecError` for a way that isn't known, or that needs a model in memory."""
     from polyformer.generate import Draft, PromptLookup
 
     way, _, value = guess.partition("=")
     if guess == "lookup":
         return PromptLookup()
+    if loaded is None:
+        raise SpecError(f"only lookup guesses where a model is run from its file, not '{guess}'; load it to write")
     if way == "early" and value.isdecimal():
         return Draft(*_early(loaded, slots, int(value)))
     if way == "draft" and value:
@@ -128,15 +137,30 @@ def requests_for(loaded: Loaded, texts: Sequence[str], settings: Sampling) -> li
 
 def chat_requests_for(loaded: Loaded, conversations: Sequence[Sequence[Message]], settings: Sampling) -> list[Request]:
     """Return what answers conversations by the model's chat template."""
-    from polyformer.data.chat import encode_chat
-
     if loaded.model.encoder is not None:
         raise SpecError("a conversation needs a decoder-only model; this one has an encoder (see generate)")
-    rows = [encode_chat(loaded.texts, list(messages)) for messages in conversations]
-    return continuing(loaded, rows, settings)
+    return continuing(loaded, chat_rows(loaded.texts, conversations), settings)
 
 
-def continuing(loaded: Loaded, rows: Sequence[Sequence[int]], settings: Sampling) -> list[Request]:
+def chat_rows(texts: TextTokenizer, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
+    """Return the ids of conversations, up to where they are answered."""
+    from polyformer.data.chat import encode_chat
+
+    return [encode_chat(texts, list(messages)) for messages in conversations]
+
+
+class Continues(Protocol):
+    """What continues texts: a model that was loaded, or a writer."""
+
+    @property
+    def texts(self) -> TextTokenizer:
+        """The tokenizer; raises `SpecError` if there is none."""
+
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end a text."""
+
+
+def continuing(loaded: Continues, rows: Sequence[Sequence[int]], settings: Sampling) -> list[Request]:
     """Return what continues ids."""
     from polyformer.generate import Request
 

@@ -181,7 +181,9 @@ class Builder:
         return self.weight(path, *shape) if there else NONE
 
     def cache(self, shape: CacheShape) -> int:
-        """Return a new cache."""
+        """Return a new cache. The encoder's layers, which come one after the other, take turns with one."""
+        if self.model.encoder is not None and self.memory is None and shape in self._caches:
+            return self._caches.index(shape)
         self._caches.append(shape)
         return len(self._caches) - 1
 

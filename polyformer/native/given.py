@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from polyformer.errors import RunError, WeightsError
 from polyformer.families import Family
 from polyformer.families.gguf import gguf_names
-from polyformer.native.machine import OWN_KINDS, Given, Kind
-from polyformer.native.program import ChooseExperts, Multiply, MultiplyChosen, Program, TakeTokens, written_by
+from polyformer.native.machine import OWN_KINDS, SOURCES, Given
+from polyformer.native.plan import Store, given_rows
+from polyformer.native.program import Program
 from polyformer.parts.positions import Sinusoidal, SinusoidalPart
 from polyformer.weights.files import TensorMap
 from polyformer.weights.gguf import GgufFile
+from polyformer.weights.names import Names
 
-Precision = Literal["as stored", "fp32", "q8", "q4"]
-"""How matrices are held. "q4" keeps the table of tokens, and a head tied to it, in 8 bits, as most such files do."""
-
-GROUP = 32
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 Giver = Callable[[str], Given]
 
@@ -54,80 +54,86 @@ def _of_tensor(tensor: Tensor) -> Given:
 def from_gguf(program: Program, file: GgufFile, family: Family, config: Mapping[str, Any], room: int) -> Giver:
     """Return what gives a program the tensors of a GGUF file: matrices as the blocks that they are stored in.
 
-    Names and layouts are those of the family's own tables. What they do to rows they are shown on the numbers of the
-    rows: the order that comes out is the order in which the rows are taken from the file. A tensor that is made in
-    another way (transposed, say) is converted to floats first.
+    A tensor that is made in another way than by taking rows (`Rows`) is converted to floats first.
     """
-    tables = gguf_names(config), family.names()
-    names = [name for name, (kind, shape) in file.types.items() if kind in OWN_KINDS and len(shape) == 2]
-
-    def numbered(number: int, name: str) -> Tensor:
-        return (torch.arange(file.types[name][1][0]) + (number << 32))[:, None]
-
-    rows = {name: (lambda n=n, name=name: numbered(n, name)) for n, name in enumerate(names)}
-    shown = _through(tables, TensorMap({name: rows.get(name, lambda: torch.zeros(1)) for name in file.types}, repr))
-    converted = from_tensors(program, _through(tables, file.tensors), room)
+    tables = gguf_tables(family, config)
+    rows = RowsOf(file, file.tensors, tables)
+    converted = from_tensors(program, through(tables, file.tensors), room)
+    shapes = {one.path: one.shape for one in program.weights}
 
     def give(path: str) -> Given:
-        order = _order_of(shown, path)
-        if order is None:
+        found = rows.of(path, shapes[path])
+        if found is None:
             return converted(path)
-        name = names[int(order[0]) >> 32]
-        kind, (count, columns) = file.types[name]
-        taken = (order & 0xFFFFFFFF).numpy().astype(np.int64)
-        whole = len(taken) == count and bool((np.diff(taken) == 1).all())
-        return Given(kind, file.stored[name], count, columns, None if whole else taken)
+        name, order = found
+        return given_rows(*file.types[name], file.stored[name], order)
 
     return give
 
 
-def _through(tables: tuple[Any, Any], tensors: TensorMap) -> Mapping[str, Tensor]:
-    found: Mapping[str, Tensor] = tables[1].to_ours(tables[0].to_ours(tensors))
-    return found
+def gguf_tables(family: Family, config: Mapping[str, Any]) -> tuple[Names, ...]:
+    """Return the tables by which a GGUF file's tensors become ours."""
+    return gguf_names(config), family.names()
 
 
-def _order_of(shown: Mapping[str, Tensor], path: str) -> Tensor | None:
-    """Return the numbers of the stored rows that make a tensor, if it is made of whole rows of one stored tensor."""
-    try:
-        found = shown.get(path)
-    except (WeightsError, RuntimeError):
-        return None
-    if found is None or found.dtype != torch.long or found.ndim != 2 or found.shape[1] != 1:
-        return None
-    one_source = bool((found >> 32 == found[0] >> 32).all())
-    return found[:, 0] if one_source else None
+def through(tables: Sequence[Names], tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return tensors by our names, after tables of names in a row."""
+    for table in tables:
+        tensors = table.to_ours(tensors)
+    return tensors
 
 
-def kinds_for(program: Program, precision: Precision) -> Callable[[str, Given], Kind]:
-    """Return what says how each matrix is held."""
-    tokens = {one.table for one in (*program.read, *program.write) if isinstance(one, TakeTokens)}
-    places = {one.path for one in program.weights} - _multiplied(program) - tokens
-    routers = _routers(program)
+class RowsOf:
+    """Finds out which rows of which stored tensor make each of ours.
 
-    def kind(path: str, given: Given) -> Kind:
-        if path in places or precision == "fp32" or (path in routers and precision != "as stored"):
-            return "f32"
-        if precision == "as stored":
-            return OWN_KINDS.get(given.source, "f32")
-        return "q4m" if precision == "q4" and path not in tokens else "q8"
+    Names and layouts are those of the family's own tables. What they do to rows they are shown on the numbers of the
+    rows: the order that comes out is the order in which the rows are taken from the file. The rows of a vector are
+    its numbers.
 
-    return kind
+    Attributes:
+        others: names of stored tensors that are no weights; they were checked.
+        ours: the names of all tensors that come out.
+    """
+
+    def __init__(self, store: Store, tensors: Mapping[str, Tensor], tables: Sequence[Names]) -> None:
+        self.types = store.types
+        weights = tables[0].checked(tensors) if tables else list(tensors)
+        self.others = sorted(set(tensors) - set(weights))
+        self.names = [name for name in weights if _has_rows(*self.types[name])]
+        shown = {name: functools.partial(self._numbered, i, name) for i, name in enumerate(self.names)}
+        rest = {name: functools.partial(torch.zeros, 1) for name in weights if name not in shown}
+        self._shown = through(tables, TensorMap({name: (shown | rest)[name] for name in weights}, repr))
+        self.ours = frozenset(self._shown)
+
+    def of(self, path: str, shape: tuple[int, ...]) -> tuple[str, npt.NDArray[np.int64] | None] | None:
+        """Return the stored tensor and the order of its rows that make one of ours of this shape.
+
+        None is the order of all as they are; and None is returned for what is made in another way.
+        """
+        try:
+            found = self._shown.get(path)
+        except (WeightsError, RuntimeError):
+            return None
+        if found is None or found.dtype != torch.long or not found.numel():
+            return None
+        numbers = found.numpy()
+        name = self.names[int(numbers.flat[0]) >> 32]
+        stored = self.types[name][1]
+        if len(stored) == 2 and numbers.shape[1:] == (1,):
+            numbers = numbers[:, 0]
+        if numbers.ndim != 1 or bool((numbers >> 32 != numbers[0] >> 32).any()):
+            return None
+        if (len(numbers), *stored[1:]) != (shape or (1,)):
+            return None
+        taken = np.ascontiguousarray(numbers & 0xFFFFFFFF, dtype=np.int64)
+        return name, None if np.array_equal(taken, np.arange(stored[0])) else taken
+
+    def _numbered(self, number: int, name: str) -> Tensor:
+        shape = self.types[name][1]
+        rows = torch.arange(shape[0]) + (number << 32)
+        return rows[:, None] if len(shape) == 2 else rows
 
 
-def _multiplied(program: Program) -> set[str]:
-    steps = (*program.read, *program.write)
-    return {matrix for one in steps if isinstance(one, Multiply | MultiplyChosen) for matrix in one.matrices}
-
-
-def _routers(program: Program) -> set[str]:
-    """Return the matrices that experts are chosen by: small, and with all to lose, so that they stay floats."""
-    found: set[str] = set()
-    for part in (program.read, program.write):
-        wrote: dict[int, str] = {}
-        for one in part:
-            wrote |= dict.fromkeys(written_by(one), "")
-            if isinstance(one, Multiply):
-                wrote |= dict(zip(one.outs, one.matrices, strict=True))
-            if isinstance(one, ChooseExperts):
-                found.add(wrote.get(one.x, ""))
-    return found
+def _has_rows(kind: str, shape: tuple[int, ...]) -> bool:
+    """Tell whether a stored tensor can be taken by rows: a matrix, or a vector of ordinary numbers."""
+    return kind in SOURCES and (len(shape) == 2 or (len(shape) == 1 and kind not in OWN_KINDS))

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from polyformer.errors import RunError
-from polyformer.families import read_family
-from polyformer.families.gguf import gguf_config
-from polyformer.native.given import Precision, from_gguf, from_tensors, kinds_for
-from polyformer.native.lowering import lower
+from polyformer.native.kinds import Precision, kinds_for
 from polyformer.native.machine import RETRACTS, Machine, NativeModel, NativeState
 from polyformer.native.program import Program, TakeTokens
-from polyformer.weights.gguf import read_gguf
 
 if TYPE_CHECKING:
     from polyformer.parts.model import TransformerPart
@@ -64,17 +60,23 @@ class NativeRunner:
         self.source_vocabulary = _tokens_read(program)
         self.version: Hashable = 0
 
-    def step(self, rows: RowsOfStep, wanted: Sequence[int]) -> Tensor:
+    def step(self, rows: RowsOfStep, wanted: Sequence[int]) -> npt.NDArray[np.float32]:
         """Run the rows, hold what later ones need of them, and return the scores [W, V] of those wanted.
 
         Raises:
             RunError: a slot or a token that isn't there, a gap before a token, or a place beyond the room.
         """
-        return torch.from_numpy(self.state.step(rows.ids, rows.slots, rows.positions, wanted))
+        return self.state.step(rows.ids, rows.slots, rows.positions, wanted)
 
-    def read(self, slot: int, source: Sequence[int]) -> None:
-        """Run the encoder on a text, at which the slot's rows will look."""
-        self.state.read(source, slot)
+    def best(
+        self, rows: RowsOfStep, wanted: Sequence[int], count: int, forbidden: Sequence[int]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Do what `step` does, but return the likeliest next tokens: log-probabilities and ids [W, count], in order."""
+        return self.state.best(rows.ids, rows.slots, rows.positions, wanted, min(count, self.vocabulary), forbidden)
+
+    def read(self, sources: Mapping[int, Sequence[int]]) -> None:
+        """Run the encoder on the texts of slots, at which their rows will look."""
+        self.state.read_all(sources)
 
     def length(self, slot: int) -> int:
         """Return how many tokens a slot holds."""
@@ -126,6 +128,9 @@ def runner(
     machine = machine or Machine()
     if isinstance(model, Path | str):
         return NativeRunner(NativeState(_of_file(Path(model), weights, machine, blocks), machine))
+    from polyformer.native.given import from_tensors
+    from polyformer.native.lowering import lower
+
     program, tensors = lower(model.spec), dict(model.named_parameters()) | dict(model.named_buffers())
     given = from_tensors(program, tensors, machine.room)
     made = NativeModel(program, given, kinds_for(program, weights), machine.room)
@@ -135,11 +140,16 @@ def runner(
 def _of_file(path: Path, weights: Precision, machine: Machine, blocks: int | None) -> NativeModel:
     if path.is_dir():
         raise RunError(f"{path} is a folder; load it first, and give its model")
+    from polyformer.families import read_family
+    from polyformer.families.gguf import gguf_config
+    from polyformer.native.given import from_gguf
+    from polyformer.native.lowering import lower
+    from polyformer.parts import Stack, Transformer
+    from polyformer.weights.gguf import read_gguf
+
     file = read_gguf(path)
     config = gguf_config(file)
     family = read_family(config, str(path))
-    from polyformer.parts import Stack, Transformer
-
     spec = family.spec()
     if blocks is not None and isinstance(spec, Transformer) and isinstance(spec.decoder, Stack):
         spec = spec.replace(decoder=spec.decoder.replace(blocks=spec.decoder.blocks[:blocks]))

@@ -1,5 +1,6 @@
 """What models are made of. Importing this room makes every part known to `spec`."""
 
+from polyformer.parts.adapters import IA3, Adapted, Adapter, DoRA, LoRA, Whole
 from polyformer.parts.attention import Attention, CrossAttention, Heads, PerHead
 from polyformer.parts.audio import Frames, MaskedSpans
 from polyformer.parts.blocks import Beyond, BlockWindow, Edges, InTraining, Marked, RandomBlocks
@@ -30,7 +31,7 @@ from polyformer.parts.kernels.lowrank import Linformer
 from polyformer.parts.kernels.sliding import Sliding
 from polyformer.parts.kernels.softmax import Softmax
 from polyformer.parts.kernels.tiled import Tiled
-from polyformer.parts.linear import Linear
+from polyformer.parts.linear import Affine, Linear
 from polyformer.parts.model import Memory, Output, Tie, Transformer
 from polyformer.parts.norms import BatchNorm, LayerNorm, Norm, PowerNorm, RMSNorm
 from polyformer.parts.part import Part
@@ -63,8 +64,12 @@ from polyformer.parts.windows import GridBias, PatchMerging, Windows
 
 __all__ = [
     "CLAUSES",
+    "IA3",
     "Activate",
+    "Adapted",
+    "Adapter",
     "Add",
+    "Affine",
     "Alibi",
     "Attention",
     "AttentionFree",
@@ -92,6 +97,7 @@ __all__ = [
     "CrossAttention",
     "Delay",
     "Differs",
+    "DoRA",
     "DropPath",
     "Dropout",
     "Dynamic",
@@ -132,6 +138,7 @@ __all__ = [
     "LinearAttention",
     "Linformer",
     "Llama3",
+    "LoRA",
     "Local",
     "Lookup",
     "Marked",
@@ -188,6 +195,7 @@ __all__ = [
     "Transformer",
     "TransformerXL",
     "Turned",
+    "Whole",
     "Window",
     "Windows",
     "Within",

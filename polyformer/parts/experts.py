@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from polyformer.errors import SpecError
 from polyformer.parts.contract import Clause, Differs, Term
 from polyformer.parts.flow import Trace
-from polyformer.parts.linear import Linear
+from polyformer.parts.linear import Affine, Linear
 from polyformer.parts.part import Part, Slotted
 from polyformer.spec import Record, Spec
 
@@ -72,7 +72,7 @@ class Experts(Spec):
         self.require(0 < self.chosen <= count, f"{self.chosen} of {count} experts can't be chosen")
         self.require(self.capacity is None or self.capacity > 0, "capacity must be at least 1")
         self.require(0 <= self.jitter < 1, f"jitter must be in [0, 1), not {self.jitter}")
-        if isinstance(self.router, Linear):
+        if isinstance(self.router, Affine):
             self.require(self.router.outputs == count, f"a router to {self.router.outputs} has {count} experts")
 
     def breaks(self) -> Mapping[Clause, Term]:
@@ -180,6 +180,11 @@ class ExpertsPart(Slotted):
         self.losses = spec.losses
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        if len(flow.mixes()) > 1:  # rows that are sorted by expert can't be told by their adapters
+            return flow.apart(self._shared_out, x)
+        return self._shared_out(x, flow)
+
+    def _shared_out(self, x: Tensor, flow: Flow) -> Tensor:
         weights, experts = self._route(x, flow)
         rows = x.flatten(0, -2)
         order = experts.flatten().argsort(stable=True)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Pair = tuple[Tensor, Tensor]
 State = tuple[Tensor, ...]
+Mix = Mapping[str, float]
+"""Which adapters act, by name, and in what share; those that it doesn't name don't."""
 M = TypeVar("M")
 
 
@@ -238,6 +240,7 @@ class Flow:
             Whatever looks at other rows asks `apart`.
         choices: what choices came to in a pass that will be walked a second time, by slot, or None for any other pass.
         passages: how many rows of the batch belong to one question, where passages are read alone (`Passages`).
+        mix: which adapters act; None for those that the model is set to.
     """
 
     view: View
@@ -252,6 +255,7 @@ class Flow:
     pieces: tuple[Piece, ...] = ()
     choices: dict[str, Tensor] | None = None
     passages: int = 1
+    mix: Mix | None = None
     _made: dict[Hashable, Any] = field(default_factory=dict)
 
     @classmethod
@@ -289,6 +293,22 @@ class Flow:
             piece.flow.path = self.path
             found.append(work(*(one[..., piece.rows, :] for one in rows), piece.flow))
         return torch.cat(found, -2)
+
+    def mixes(self) -> tuple[tuple[int, Mix | None], ...]:
+        """Return which adapters act on how many of the rows, in their order; one pair where it is the same for all."""
+        if not self.pieces:
+            return ((self.view.queries, self.mix),)
+
+        def make() -> tuple[tuple[int, Mix | None], ...]:
+            found: list[tuple[int, Mix | None]] = []
+            for piece in self.pieces:
+                rows, mix = piece.flow.view.queries, piece.flow.mix
+                if found and found[-1][1] == mix:
+                    rows += found.pop()[0]
+                found.append((rows, mix))
+            return tuple(found)
+
+        return self.once("mixes", make)
 
     def choose(self, slot: str, make: Callable[[], Tensor]) -> Tensor:
         """Return what `make` chooses, integers without a gradient; in a second walk, what was chosen in the first.

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from polyformer.loaded import Loaded
-from polyformer.native.given import Precision, from_tensors, kinds_for
+from polyformer.native.given import from_tensors
+from polyformer.native.kinds import Precision, kinds_for
 from polyformer.native.library import library
 from polyformer.native.lowering import lower
 from polyformer.native.machine import Machine, NativeModel, NativeState

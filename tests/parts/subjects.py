@@ -111,6 +111,8 @@ def examples(cls: type[Spec]) -> Iterator[Subject]:
     elif cls in (parts.Embed, parts.Passages, parts.Transformer):
         longer = parts.Learned(WIDTH, 40)
         yield Subject(cls, "", sample.replace(positions=longer) if cls is parts.Embed else sample, "ids")
+    elif isinstance(sample, parts.Adapter):
+        yield Subject(cls, "", parts.Adapted(Linear(WIDTH, 5), (sample,)))
     elif cls is parts.Frames:
         yield Subject(cls, "", sample, "sound")
     else:

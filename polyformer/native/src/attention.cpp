@@ -38,11 +38,13 @@ void State::pieces_of(const Instruction& one, std::vector<Piece>& into) const {
     const int64_t groups = model_.program.caches[(size_t)one.number].groups, sharing = one.heads / groups;
     const int64_t heads = tokens_.count * groups < 4 * settings_.threads ? 1 : std::min(sharing, PIECE);
     const int64_t rows = std::max<int64_t>(1, PIECE / heads);
+    const auto together = [&](int64_t row, int64_t other) {
+        if (one.choice == 1) return &store_of(one, row) == &store_of(one, other);  // hypotheses of one text, too
+        return tokens_.slots[other] == tokens_.slots[row] && tokens_.places[other] == tokens_.places[row] + other - row;
+    };
     for (int64_t row = 0, count; row < tokens_.count; row += count) {
         count = 1;
-        while (count < rows && row + count < tokens_.count && tokens_.slots[row + count] == tokens_.slots[row] &&
-               tokens_.places[row + count] == tokens_.places[row] + count)
-            ++count;
+        while (count < rows && row + count < tokens_.count && together(row, row + count)) ++count;
         for (int64_t group = 0; group < groups; ++group)
             for (int64_t head = 0; head < sharing; head += heads)
                 into.push_back({row, count, group, group * sharing + head, std::min(heads, sharing - head)});

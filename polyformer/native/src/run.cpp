@@ -58,7 +58,27 @@ State::State(const Model& model, const Settings& settings)
     for (const Instruction& one : program.write)
         looks_back_ |= one.code == LOOK && program.caches[(size_t)one.number].memory;
     scratch_.resize((size_t)settings.threads);
+    scans_.assign((size_t)settings.threads, std::vector<float>((size_t)((program.vocabulary + SCAN - 1) / SCAN)));
     shares_ = std::make_unique<Share[]>(std::max(write_.size(), read_.size()));
+    measure();
+}
+
+// How large what a step needs must be: scores, which are wide, are only made of the rows for which they are wanted.
+void State::measure() {
+    of_all_rows_.assign(registers_.size(), false);
+    for (const auto* phases : {&write_, &read_}) {
+        for (const Phase& phase : *phases) {
+            std::vector<const Instruction*> all = phase.rows;
+            if (phase.all) all.push_back(phase.all);
+            for (const Instruction* one : all) {
+                if (one->code == MULTIPLY) widest_coded_ = std::max(widest_coded_, wide(one->x));
+                if (phase.picked) continue;
+                for (const int32_t number : {one->x, one->y, one->out})
+                    if (number >= 0) of_all_rows_[(size_t)number] = true;
+                for (const Product& product : one->products) of_all_rows_[(size_t)product.out] = true;
+            }
+        }
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -124,16 +144,16 @@ void State::check(const Tokens& tokens) const {
         if (tokens.rows[i] < 0 || tokens.rows[i] >= tokens.count) refuse("scores are wanted of a row that isn't there");
 }
 
-void State::make_room(int64_t rows) {
+void State::make_room(int64_t rows, int64_t picked) {
     const Program& program = model_.program;
+    const auto make = [&](int64_t count, bool of_all_rows) {
+        for (size_t i = 0; i < registers_.size(); ++i)
+            if (of_all_rows_[i] == of_all_rows) registers_[i] = memory_for<float>(product_of(count, program.registers[i]) + 2 * BLOCK);
+    };
     if (rows > row_room_) {
         row_room_ = 0;  // should memory run out in between
-        int64_t widest = 1;
-        for (size_t i = 0; i < registers_.size(); ++i) {
-            registers_[i] = memory_for<float>(product_of(rows, program.registers[i]) + 2 * BLOCK);
-            widest = std::max(widest, program.registers[i]);
-        }
-        const int64_t groups = (widest + GROUP - 1) / GROUP;
+        make(rows, true);
+        const int64_t groups = (std::max<int64_t>(widest_coded_, 1) + GROUP - 1) / GROUP;
         codes_ = memory_for<int8_t>(product_of(rows, groups, GROUP));
         code_scales_ = memory_for<float>(product_of(rows, groups));
         code_sums_ = memory_for<float>(product_of(rows, groups));
@@ -141,6 +161,11 @@ void State::make_room(int64_t rows) {
             cosines_[i] = memory_for<float>(product_of(rows, 2, (int64_t)program.waves[i].rates.size()));
         make_room_for_chosen(rows);
         row_room_ = rows;
+    }
+    if (picked > picked_room_) {
+        picked_room_ = 0;
+        make(picked, false);
+        picked_room_ = picked;
     }
     if (scratch_room_) return;
     int64_t width = PANEL;
@@ -150,7 +175,7 @@ void State::make_room(int64_t rows) {
     scratch_room_ = width;
 }
 
-void State::step(const Tokens& tokens, float* scores) {
+void State::advance(const Tokens& tokens, const Taker& take) {
     is_reading_ = false;
     check(tokens);
     for (int64_t i = 0; i < tokens.count; ++i) {
@@ -159,13 +184,13 @@ void State::step(const Tokens& tokens, float* scores) {
         if (!slot.text) slot.text = store(text_cells_, text_scales_);
     }
     const int64_t some = slides_ ? settings_.at_once : tokens.count;
-    make_room(std::min(some, tokens.count));
+    make_room(std::min(some, tokens.count), std::min(some, tokens.wanted));
     for (int64_t begin = 0; begin < tokens.count; begin += some)
-        run_piece(tokens, begin, std::min(begin + some, tokens.count), scores);
+        run_piece(tokens, begin, std::min(begin + some, tokens.count), take);
 }
 
-// Run the program for the rows begin … end, and put their scores where they belong among those of all.
-void State::run_piece(const Tokens& tokens, int64_t begin, int64_t end, float* scores) {
+// Run the program for the rows begin … end, and let their scores be taken.
+void State::run_piece(const Tokens& tokens, int64_t begin, int64_t end, const Taker& take) {
     std::vector<int64_t> rows, into;
     for (int64_t i = 0; i < tokens.wanted; ++i)
         if (tokens.rows[i] >= begin && tokens.rows[i] < end) rows.push_back(tokens.rows[i] - begin), into.push_back(i);
@@ -184,28 +209,78 @@ void State::run_piece(const Tokens& tokens, int64_t begin, int64_t end, float* s
         Store& text = *slots_[(size_t)tokens.slots[i]].text;
         text.length = tokens.places[i] + 1, text.touched = std::max(text.touched, text.length);
     }
-    const int64_t vocabulary = model_.program.vocabulary;
-    for (size_t i = 0; i < into.size(); ++i)
-        std::memcpy(scores + into[i] * vocabulary, registers_[(size_t)model_.program.scores].get() + (int64_t)i * vocabulary,
-                    (size_t)vocabulary * sizeof(float));
+    take(into);
 }
 
-void State::read(int64_t slot, int64_t count, const int64_t* ids) {
+void State::step(const Tokens& tokens, float* scores) {
+    const int64_t vocabulary = model_.program.vocabulary;
+    advance(tokens, [&](const std::vector<int64_t>& into) {
+        for (size_t i = 0; i < into.size(); ++i)
+            std::memcpy(scores + into[i] * vocabulary, row_of(model_.program.scores, (int64_t)i), (size_t)vocabulary * sizeof(float));
+    });
+}
+
+void State::best(const Tokens& tokens, const Choice& choice, float* likely, int64_t* ids) {
+    const int64_t count = choice.count, vocabulary = model_.program.vocabulary;
+    if (count < 1 || count > vocabulary) refuse("of %lld tokens, %lld are asked for", (long long)vocabulary, (long long)count);
+    advance(tokens, [&](const std::vector<int64_t>& into) {
+        Share share;
+        share.set((int64_t)into.size());
+        pool_.run([&](int thread) {
+            share.work([&](int64_t row) {
+                const int64_t at = into[(size_t)row] * count;
+                best_of(row_of(model_.program.scores, row), choice, likely + at, ids + at, thread);
+            });
+        });
+    });
+}
+
+void State::best_of(const float* scores, const Choice& choice, float* likely, int64_t* ids, int thread) {
+    const int64_t count = model_.program.vocabulary;
+    std::vector<float>& most = scans_[(size_t)thread];
+    const float largest = kernels_.largest(scores, count, most.data());
+    int64_t found = 0;
+    for (size_t block = 0; block < most.size(); ++block) {
+        if (found == choice.count && !(most[block] > likely[found - 1])) continue;
+        const int64_t end = std::min(count, ((int64_t)block + 1) * SCAN);
+        for (int64_t i = (int64_t)block * SCAN; i < end; ++i) {
+            if (!(scores[i] > (found == choice.count ? likely[found - 1] : -INFINITY))) continue;
+            if (std::binary_search(choice.forbidden, choice.forbidden + choice.barred, i)) continue;
+            if (found < choice.count) ++found;
+            int64_t place = found - 1;
+            for (; place > 0 && likely[place - 1] < scores[i]; --place) likely[place] = likely[place - 1], ids[place] = ids[place - 1];
+            likely[place] = scores[i], ids[place] = i;
+        }
+    }
+    const float normaliser = largest + (float)std::log(kernels_.exponentials(scores, count, largest));
+    for (int64_t i = 0; i < found; ++i) likely[i] -= normaliser;
+    std::fill(likely + found, likely + choice.count, std::isnan(largest) ? NAN : -INFINITY);
+    std::fill(ids + found, ids + choice.count, 0);
+}
+
+void State::read(int64_t count, const int64_t* ids, const int64_t* slots) {
     if (read_.empty()) refuse("this program reads no text beside the one that it writes");
-    length(slot);
-    if (count < 1 || count > MOST_ROWS) refuse("a text has 1 to %lld tokens", (long long)MOST_ROWS);
-    std::vector<int64_t> slots((size_t)count, slot), places((size_t)count);
-    for (int64_t i = 0; i < count; ++i) places[(size_t)i] = i;
-    const Tokens tokens{count, ids, slots.data(), places.data(), 0, nullptr};
+    if (count < 1 || count > MOST_ROWS) refuse("1 to %lld tokens are read at once", (long long)MOST_ROWS);
+    std::vector<int64_t> places((size_t)count), starts;
+    texts_.resize((size_t)count);
+    for (int64_t i = 0; i < count; ++i) {
+        length(slots[i]);
+        if (!i || slots[i] != slots[i - 1]) starts.push_back(i);
+        places[(size_t)i] = i - starts.back(), texts_[(size_t)i] = (int64_t)starts.size() - 1;
+    }
+    const Tokens tokens{count, ids, slots, places.data(), 0, nullptr};
     is_reading_ = true;
     check(tokens);
-    if (!transient_) transient_ = store(reading_cells_, reading_scales_);
-    make_room(count);
-    Slot fresh;
-    fresh.memory = store(memory_cells_, memory_scales_);
-    fresh.memory->length = fresh.memory->touched = count;
-    transient_->length = count, transient_->touched = std::max(transient_->touched, count);
-    slots_[(size_t)slot] = fresh;
+    while (transient_.size() < starts.size()) transient_.push_back(store(reading_cells_, reading_scales_));
+    make_room(count, 0);
+    std::vector<Slot> fresh(starts.size());
+    for (size_t i = 0; i < starts.size(); ++i) {
+        const int64_t long_is = (i + 1 < starts.size() ? starts[i + 1] : count) - starts[i];
+        fresh[i].memory = store(memory_cells_, memory_scales_);
+        fresh[i].memory->length = fresh[i].memory->touched = long_is;
+        transient_[i]->length = long_is, transient_[i]->touched = std::max(transient_[i]->touched, long_is);
+    }
+    for (size_t i = 0; i < starts.size(); ++i) slots_[(size_t)slots[starts[i]]] = fresh[i];
     run(read_, tokens);
 }
 
@@ -368,7 +443,7 @@ const Place& State::place_of(const Instruction& one) const {
 
 Store& State::store_of(const Instruction& one, int64_t row) const {
     if (model_.program.caches[(size_t)one.number].memory) return *slots_[(size_t)tokens_.slots[row]].memory;
-    return is_reading_ ? *transient_ : *slots_[(size_t)tokens_.slots[row]].text;
+    return is_reading_ ? *transient_[(size_t)texts_[(size_t)row]] : *slots_[(size_t)tokens_.slots[row]].text;
 }
 
 void State::remember(const Instruction& one, int64_t row) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -69,6 +70,12 @@ struct Tokens {
     const int64_t* rows;
 };
 
+// Which next tokens are looked for: how many for each row, and which are none, in order.
+struct Choice {
+    int64_t count, barred;
+    const int64_t* forbidden;
+};
+
 // Which experts the rows of a step go to. What chosen experts make stands in the order of the experts: in a register of
 // `chosen` pieces to a row, the pieces of one expert's rows stand side by side.
 struct Chosen {
@@ -89,8 +96,12 @@ class State {
 
     // Run the program for some tokens; scores [wanted, vocabulary].
     void step(const Tokens& tokens, float* scores);
-    // Let the encoder read a text for a slot.
-    void read(int64_t slot, int64_t count, const int64_t* ids);
+    // Run the program, and find the likeliest next tokens: logarithms of probabilities and ids [wanted, count], best
+    // first; of equal ones, lower ids come first. What is forbidden keeps its share of the probability. Where there are
+    // too few, others with -inf follow; where scores are no numbers, neither are logarithms.
+    void best(const Tokens& tokens, const Choice& choice, float* likely, int64_t* ids);
+    // Let the encoder read texts for slots; the tokens of a slot stand side by side.
+    void read(int64_t count, const int64_t* ids, const int64_t* slots);
     void truncate(int64_t slot, int64_t length);
     void copy(int64_t source, int64_t target, int64_t length);
     int64_t length(int64_t slot) const;
@@ -106,6 +117,8 @@ class State {
     struct Slot {
         std::shared_ptr<Store> text, memory;
     };
+    // Takes scores of rows as they come: of which of those wanted they are.
+    using Taker = std::function<void(const std::vector<int64_t>&)>;
     // What can be done at once, before all of it must be there: row by row, products, or attention.
     struct Phase {
         std::vector<const Instruction*> rows;
@@ -120,9 +133,12 @@ class State {
     std::shared_ptr<Store> store(int64_t cells, int64_t scales) const;
     void check_length(int64_t slot, int64_t length) const;
     void check(const Tokens& tokens) const;
-    void run_piece(const Tokens& tokens, int64_t begin, int64_t end, float* scores);
+    void make_room(int64_t rows, int64_t picked);
+    void measure();
+    void advance(const Tokens& tokens, const Taker& take);
+    void run_piece(const Tokens& tokens, int64_t begin, int64_t end, const Taker& take);
     void slide(Store& text, int64_t begin, int64_t end) const;
-    void make_room(int64_t rows);
+    void best_of(const float* scores, const Choice& choice, float* likely, int64_t* ids, int thread);
     void run(const std::vector<Phase>& phases, const Tokens& tokens);
     void work(const std::vector<Phase>& phases, int thread);
     void row_by_row(const Phase& phase, int64_t first, int64_t end);
@@ -164,12 +180,14 @@ class State {
     std::vector<Place> text_, memory_, reading_;
     int64_t text_cells_ = 0, text_scales_ = 0, memory_cells_ = 0, memory_scales_ = 0, reading_cells_ = 0, reading_scales_ = 0;
     std::vector<Slot> slots_;
-    std::shared_ptr<Store> transient_;
+    std::vector<std::shared_ptr<Store>> transient_;  // of each text that is read
+    std::vector<int64_t> texts_;                     // the text of each row
     bool is_reading_ = false, looks_back_ = false, slides_ = false;
 
     // Of the step that is run.
     Tokens tokens_{};
-    int64_t row_room_ = 0;
+    int64_t row_room_ = 0, picked_room_ = 0, widest_coded_ = 0;
+    std::vector<bool> of_all_rows_;  // registers that hold more than the rows whose scores are wanted
     std::vector<Memory<float>> registers_;
     Memory<int8_t> codes_;
     Memory<float> code_scales_, code_sums_;
@@ -180,6 +198,7 @@ class State {
     Memory<float> gathered_scales_, gathered_sums_;
     std::vector<std::vector<Piece>> pieces_;  // of each phase that looks
     std::vector<Memory<float>> scratch_;
+    std::vector<std::vector<float>> scans_;
     int64_t scratch_room_ = 0;
     std::unique_ptr<Share[]> shares_;  // the work of each phase
 };

@@ -168,7 +168,8 @@ int64_t State::bytes_for(int64_t tokens, int64_t source) const {
 }
 
 int64_t State::bytes() const {
-    int64_t total = transient_ ? bytes_for(reading_, transient_->touched) : 0;
+    int64_t total = 0;
+    for (const auto& one : transient_) total += bytes_for(reading_, one->touched);
     std::vector<const Store*> seen;
     for (const Slot& slot : slots_) {
         if (slot.text) total += bytes_for(text_, slot.text->touched);
