@@ -75,6 +75,15 @@ Weights = Annotated[
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A Hugging Face folder, a GGUF file, a run folder of ours, or smollm2.")
 ]
+Guess = Annotated[
+    str | None,
+    typer.Option(
+        "--guess",
+        metavar="WAY",
+        help="Guess tokens, and judge several in one pass: lookup (in the text itself), early=N (by so many first "
+        "blocks), or draft=MODEL (by a smaller model of the same vocabulary). Left off by itself where it doesn't pay.",
+    ),
+]
 Adapter = Annotated[
     Path | None, typer.Option("--adapter", metavar="DIR", help="An adapter for MODEL, in PEFT's layout.")
 ]

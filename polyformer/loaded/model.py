@@ -229,7 +229,7 @@ class Loaded:
             slots: how many texts are written, or kept for others that begin as they do, at the same time.
             capacity: what it may use; None is as much as it needs.
             guess: guess tokens and judge several in one pass (speculative decoding): "lookup" looks in the text itself,
-                a number such as "10" lets so many of the model's first blocks guess.
+                "early=10" lets so many of the model's first blocks guess, "draft=MODEL" a smaller model.
         """
         from polyformer.loaded.writing import engine_for
 
