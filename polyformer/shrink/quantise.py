@@ -39,9 +39,7 @@ class Quantise(Swap):
         places = {f"{path}.base" if isinstance(records[path], Adapted) else path for path in meant}
         wanted = {path for path in places if type(records[path]) is Linear}
         if not wanted:
-            raise SpecError(
-                "none of these matrices could be quantised: all are spared, or in four bits already"
-            )
+            raise SpecError("none of these matrices could be quantised: all are spared, or in four bits already")
 
         def change(path: str, record: Record) -> Record:
             if path not in wanted or not isinstance(record, Linear):
