@@ -148,7 +148,11 @@ class Clock:
 
     def told(self, counts: Counts, guesses: Guesses | None = None) -> dict[str, Any]:
         """Return the figures."""
-        told = {"seconds": time.perf_counter() - self.begun, "written": counts.written, "steps": counts.steps}
+        told: dict[str, Any] = {
+            "seconds": time.perf_counter() - self.begun,
+            "written": counts.written,
+            "steps": counts.steps,
+        }
         told |= {"rows": counts.rows, "reused": counts.reused, "first_token_seconds": self.first}
         return told if guesses is None else told | {"guesses": guesses.to_data()}
 

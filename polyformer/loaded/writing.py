@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from polyformer.generate import Capacity, Engine, Guesser, Request, Runner, Sampling
     from polyformer.loaded.model import Loaded
     from polyformer.native.machine import Machine, NativeModel
-    from polyformer.parts.model import TransformerPart
 
 
 LONGEST = 2**15
