@@ -19,7 +19,7 @@ FLOORS = [
     {"families", "weights"},
     {"data"},
     {"native"},
-    {"generate", "explain", "swap", "tune"},
+    {"generate", "explain", "swap", "shrink", "tune"},
     {"answer"},
     {"loaded"},
     {"train", "judge", "bench"},

@@ -15,7 +15,7 @@ from polyformer.errors import SpecError
 from polyformer.parts.contract import Clause, Term
 from polyformer.parts.kernels.kernel import Context, Kernel, KernelPart
 from polyformer.parts.kernels.softmax import Softmax
-from polyformer.parts.linear import Linear
+from polyformer.parts.linear import Affine, Linear
 from polyformer.parts.norms import Norm
 from polyformer.parts.part import Part, Slotted
 from polyformer.parts.relative import RelativePart, RelativePosition
@@ -143,7 +143,7 @@ def _check_sizes(spec: Attention | CrossAttention) -> None:
     heads = spec.heads
     for name, count in (("q", heads.count), ("k", heads.groups), ("v", heads.groups), ("o", heads.count)):
         linear = getattr(spec, name)
-        if isinstance(linear, Linear):
+        if isinstance(linear, Affine):
             size, does = (linear.inputs, "takes") if name == "o" else (linear.outputs, "gives")
             told = f"{name} {does} {size} values, but {count} heads of width {heads.width} make {count * heads.width}"
             spec.require(size == count * heads.width, told)

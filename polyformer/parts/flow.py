@@ -37,11 +37,11 @@ class Cache(Protocol):
     length: int
     states: dict[str, State]
 
-    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor, since: int | None = None) -> Pair:
+    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor, back: int | None = None) -> Pair:
         """Hold the new keys and values behind the earlier ones and return all, each [B, G, K, E].
 
-        With `since`, later tokens look at none before that place: a cache may forget them, and return the others only
-        next time.
+        With `back`, later tokens look back at no more than so many: a cache may forget those before them, and return
+        the others only next time.
         """
 
     def forgotten(self, slot: str) -> int:
@@ -70,7 +70,7 @@ class GrowingCache:
     _own: dict[str, Pair] = field(default_factory=dict)
     _memory: dict[str, Pair] = field(default_factory=dict)
 
-    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor, since: int | None = None) -> Pair:
+    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor, back: int | None = None) -> Pair:
         if slot in self._own:
             key, value = self._own[slot]
             key_BGSE, value_BGSE = torch.cat((key, key_BGSE), 2), torch.cat((value, value_BGSE), 2)
@@ -156,7 +156,7 @@ class StaticCache(GrowingCache):
     _buffers: dict[str, tuple[Buffer, Buffer]] = field(default_factory=dict)
     _spare: Tensor | None = None
 
-    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor, since: int | None = None) -> Pair:
+    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor, back: int | None = None) -> Pair:
         end = self.length + key_BGSE.shape[2]
         if end > self.room:
             raise SpecError(f"the cache has room for {self.room} tokens, not {end}")
@@ -190,7 +190,7 @@ class StaticCache(GrowingCache):
 class Separate(GrowingCache):
     """Stands where each sequence of a pass has a cache of its own (`Flow.apart` finds it); it holds nothing itself."""
 
-    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor, since: int | None = None) -> Pair:
+    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor, back: int | None = None) -> Pair:
         raise SpecError(f"{slot} can't run several sequences behind each other: it would mix their keys")
 
     def memory(self, slot: str, make: Callable[[], Pair]) -> Pair:
@@ -218,11 +218,11 @@ class Ahead:
         """The inner cache's."""
         return {} if self.inner is None else self.inner.states
 
-    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor, since: int | None = None) -> Pair:
+    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor, back: int | None = None) -> Pair:
         """Hold the new keys and values; return them behind the prefix, or without it where no row looks so far back."""
         pair = key_BGSE, value_BGSE
         if self.inner is not None:
-            pair = self.inner.extend(slot, *pair, None if since is None else max(since - len(self.keys), 0))
+            pair = self.inner.extend(slot, *pair, back)
             if self.inner.forgotten(slot):
                 return pair
         batch, groups, _, width = key_BGSE.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 
 
 class Affine(Spec, abstract=True):
-    """y = x Wᵀ + b, with W [outputs, inputs], however W is held: adapters stand beside any of these."""
+    """y = x Wᵀ + b, with W [outputs, inputs] held in some form: adapters stand beside any of these.
+
+    A form says which tensors it holds a matrix in, and what matrix some tensors are: by that a model's weights are
+    carried from one form into another.
+    """
 
     inputs: int
     outputs: int
@@ -25,19 +30,38 @@ class Affine(Spec, abstract=True):
     def check(self) -> None:
         self.require(self.inputs > 0 and self.outputs > 0, "inputs and outputs must be at least 1")
 
+    def holds_as(self, other: Affine) -> bool:
+        """Tell whether both hold a matrix in the same way, so that tensors of one mean the same in the other."""
+        return type(self) is type(other)
+
+    def held(self, matrix: Tensor) -> dict[str, Tensor]:
+        """Return the tensors in which this form holds a matrix [outputs, inputs], by their names in its part."""
+        raise NotImplementedError
+
+    def matrix(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the matrix [outputs, inputs] that tensors of this form are."""
+        raise NotImplementedError
+
 
 class AffinePart(Part):
     """x [..., inputs] -> [..., outputs]."""
 
+    spec: Affine
     bias: Tensor | None
 
     def matrix(self) -> Tensor:
         """Return W [outputs, inputs] as floating-point numbers."""
-        raise NotImplementedError
+        return self.spec.matrix({**dict(self.named_parameters()), **dict(self.named_buffers())})
 
 
 class Linear(Affine):
     """y = x Wᵀ + b, with W [outputs, inputs]. Starts from Xavier's uniform distribution (Glorot and Bengio 2010)."""
+
+    def held(self, matrix: Tensor) -> dict[str, Tensor]:
+        return {"weight": matrix}
+
+    def matrix(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return tensors["weight"]
 
     def module(self) -> Part:
         return LinearPart(self)
@@ -54,6 +78,3 @@ class LinearPart(AffinePart):
 
     def forward(self, x: Tensor, flow: Flow | None = None) -> Tensor:
         return F.linear(x, self.weight, self.bias)
-
-    def matrix(self) -> Tensor:
-        return self.weight

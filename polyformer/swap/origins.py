@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 
 from polyformer.errors import SpecError, suggest
-from polyformer.parts import Embed, Norm, Position, Tie, Transformer
+from polyformer.parts import Affine, Embed, Norm, Position, Tie, Transformer
 from polyformer.spec import Record, Spec, children, field_types, walk
 
 Moves = Mapping[str, str | None]
@@ -18,8 +18,9 @@ Moves = Mapping[str, str | None]
 Joins = Mapping[str, tuple[str, ...]]
 """Paths of parts in a new model whose tensors are those of several parts of the old one, one behind the other."""
 
-INTERCHANGEABLE = (Norm, Position, Embed)
-"""Kinds whose tensors mean the same in every record of the kind: a norm's gain, a table of positions, an embedding."""
+INTERCHANGEABLE = (Affine, Norm, Position, Embed)
+"""Kinds whose tensors mean the same in every record of the kind: a norm's gain, a table of positions, an embedding; or
+that say what matrix their tensors are."""
 
 
 def origins(old: Transformer, new: Transformer, moves: Moves | None = None) -> dict[str, str | None]:

@@ -33,9 +33,13 @@ from polyformer.parts import (
 )
 from polyformer.parts.embeddings import Add
 from polyformer.parts.residual import Chain, Residual
+from polyformer.shrink import Linear4
 from polyformer.spec import Record, Spec, field_types
 
 WIDTH = 8
+
+ROOMS = ("polyformer.parts.", "polyformer.shrink.")
+"""Where parts of models are at home."""
 
 
 def block(width: int = WIDTH, cross: bool = False) -> Chain:
@@ -79,6 +83,7 @@ SAMPLES: dict[type[Spec], Spec] = {
     type(sample): sample
     for sample in (
         Linear(3, 5),
+        Linear4(WIDTH, 5),
         LayerNorm(WIDTH),
         RMSNorm(WIDTH),
         BatchNorm(WIDTH),
@@ -188,8 +193,8 @@ BLOCKS = (
 
 
 def of_the_package(cls: type[Record]) -> bool:
-    """Tell the records of `polyformer.parts` from those that tests make."""
-    return cls.__module__.startswith(parts.__name__)
+    """Tell the records of which models are made from those that tests make."""
+    return cls.__module__.startswith(ROOMS)
 
 
 def buildable() -> list[type[Spec]]:

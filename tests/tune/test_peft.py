@@ -42,8 +42,9 @@ TOLERANCE = 2e-5
 
 FEW = "gpt2 falcon llama mixtral qwen3 bert vit-classifier t5 roberta-sequence"
 MANY = """albert bart big_bird bloom camembert deit distilbert electra falcon-new gemma2 gpt_neox longformer marian
-mbart mistral mpt mt5 olmo2 pegasus qwen2 qwen2_moe qwen3_moe reformer-local roberta swin-classifier switch_transformers umt5
-vision-encoder-decoder-swin-bert wav2vec2-conformer whisper xlm xlm-roberta bert-sequence gpt2-token llama-sequence"""
+mbart mistral mpt mt5 olmo2 pegasus qwen2 qwen2_moe qwen3_moe reformer-local roberta swin-classifier switch_transformers
+umt5 vision-encoder-decoder-swin-bert wav2vec2-conformer whisper xlm xlm-roberta bert-sequence gpt2-token
+llama-sequence"""
 IA3 = "gpt_neox bloom falcon llama mistral qwen2 qwen3 gemma2 bert roberta mt5 bart"
 VIRTUAL = "bloom gpt_neox mistral mpt qwen2 qwen3 gemma2 olmo2 bert roberta-sequence mt5 bart mbart"
 

@@ -10,6 +10,9 @@ import torch
 
 from polyformer.errors import SpecError
 from polyformer.generate import Capacity, Engine, Request, Sampling, runner_of
+from polyformer.native.builder import LoweringError
+from polyformer.native.machine import Machine
+from polyformer.native.runner import runner
 from polyformer.parts.flow import Mix
 from polyformer.parts.model import TransformerPart
 from polyformer.swap.swap import Swap
@@ -21,6 +24,7 @@ from polyformer.tune import (
     PromptChange,
     SetShares,
     attach,
+    detach,
     merge,
     prompt_ids,
     using,
@@ -28,8 +32,7 @@ from polyformer.tune import (
 from polyformer.tune.attach import rebuilt
 from polyformer.tune.changes import adapters_of
 from tests.generate.writers import ids, requests, writer
-
-NAMES = ("low", "headed", "turned", "scaled", "ahead", "told")
+from tests.native.cases import compiled
 
 
 def tuned(kind: str = "dense") -> TransformerPart:
@@ -107,8 +110,8 @@ def test_a_request_keeps_its_adapter_when_it_must_wait() -> None:
     model = tuned()
     asked = [Request(ids(9, i), Sampling(limit=30), adapter=name) for i, name in enumerate(("low", "told", "ahead"))]
     wanted = [Engine(runner_of(model, 1)).submit(one).result() for one in asked]
-    runner = runner_of(model, 3)
-    engine = Engine(runner, Capacity(memory=runner.bytes_for(39) * 2, rows=8))
+    slots = runner_of(model, 3)
+    engine = Engine(slots, Capacity(memory=slots.bytes_for(39) * 2, rows=8))
     found = [handle.result() for handle in [engine.submit(one) for one in asked]]
     for one, other in zip(found, wanted, strict=True):
         assert one.ids == other.ids
@@ -123,35 +126,19 @@ def test_unknown_adapters() -> None:
         Engine(runner_of(writer(), 1)).submit(Request([5], adapter="low"))
 
 
+@compiled
 def test_natively() -> None:
     """LoRA runs natively as it is; what else stands beside a matrix runs when it is merged."""
-    library = pytest.importorskip("polyformer.native.library")
-    try:
-        library.required()
-    except Exception as error:
-        pytest.skip(str(error))
-    from polyformer.native.builder import LoweringError
-    from polyformer.native.machine import Machine
-    from polyformer.native.runner import runner
-
-    model = tuned().float()
-    prompt = Request(ids(9, 1), Sampling(limit=8))
+    model, prompt = detach(tuned().float(), "ahead", "told"), Request(ids(9, 1), Sampling(limit=8))
     for name in ("low", "turned", "headed"):
         set_so = rebuilt(model, SetShares.of({name: 1.0}))
         wanted = Engine(runner_of(set_so, 1)).submit(prompt).result()
         if name != "low":
             with pytest.raises(LoweringError, match="merge it into its matrix first"):
                 runner(set_so, "fp32", Machine(1, 64, 1))
-        plain = set_so if name == "low" else merge(without_virtual(set_so), {name: 1.0}).model
-        plain = without_virtual(plain)
-        native = Engine(runner(plain, "fp32", Machine(1, 64, 1)))
+        native = Engine(runner(set_so if name == "low" else merge(set_so).model, "fp32", Machine(1, 64, 1)))
         assert native.submit(prompt).result().ids == wanted.ids
         with pytest.raises(SpecError, match="here no request can name one"):
             native.submit(Request([5], adapter="low"))
-
-
-def without_virtual(model: TransformerPart) -> TransformerPart:
-    """Take the prefix and the prompt away."""
-    from polyformer.tune import detach
-
-    return detach(model, *(name for name in ("ahead", "told") if name in adapters_of(model.spec)))
+    quantised = Engine(runner(rebuilt(model, SetShares.of({"low": 1.0})), "q8", Machine(1, 64, 1)))
+    assert len(quantised.submit(prompt).result().ids) == 8

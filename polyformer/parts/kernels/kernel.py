@@ -76,7 +76,7 @@ class KernelPart(Part):
         """
         if context.cache is None:
             return new
-        return context.cache.extend(context.slot, *new, context.rule.forgets(context.view))
+        return context.cache.extend(context.slot, *new, context.rule.looks_back(context.view))
 
     def attend(self, qkv: tuple[Tensor, Tensor, Tensor], context: Context) -> Tensor:
         """Return the mixed values [B, H, S, E] for q [B, H, S, E], k and v [B, G, K, E] with H a multiple of G.
