@@ -10,7 +10,7 @@ from polyformer.shrink.codes import Form
 from polyformer.shrink.linear4 import Compute, Linear4
 from polyformer.spec import Record, rewrite, walk
 from polyformer.swap.swap import Swap
-from polyformer.tune.targets import ALL_LINEAR, targets
+from polyformer.tune.targets import ALL_LINEAR, standing, targets
 
 
 class Quantise(Swap):
@@ -35,8 +35,9 @@ class Quantise(Swap):
 
     def rewritten(self, spec: Transformer) -> Transformer:
         meant = set(targets(spec, self.targets)) - set(targets(spec, self.spared) if self.spared else ())
-        records = dict(walk(spec))
-        places = {f"{path}.base" if isinstance(records[path], Adapted) else path for path in meant}
+        records, stands = dict(walk(spec)), standing(spec)
+        found = [stands[path] for path in meant]
+        places = {f"{path}.base" if isinstance(records[path], Adapted) else path for path in found}
         wanted = {path for path in places if type(records[path]) is Linear}
         if not wanted:
             raise SpecError("none of these matrices could be quantised: all are spared, or in four bits already")

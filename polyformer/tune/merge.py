@@ -83,9 +83,14 @@ def merge(model: TransformerPart, mix: Mix | None = None, inputs: Iterable[Input
     refuse_unknown(list(mix or ()), spec)
     change, tensors = MergeChange(), dict[str, Tensor]()
     change.apply(spec)
+    floats = next(
+        one.dtype for name, one in model.named_parameters() if ".adapters." not in name and one.is_floating_point()
+    )
     for path, part in model.named_modules():
         if isinstance(part, AdaptedPart):
             weight, bias = part.merged(mix)
+            if not isinstance(part.base, LinearPart):
+                weight = weight.to(floats)
             tensors |= {f"{path}.weight": weight} | ({} if bias is None else {f"{path}.bias": bias})
     plain = rebuilt(model, change, tensors)
     probes = _probes(spec) if inputs is None else inputs

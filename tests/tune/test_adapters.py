@@ -12,6 +12,7 @@ from polyformer.errors import SpecError
 from polyformer.parts import IA3, Adapted, DoRA, Dropout, Linear, LoRA, Whole
 from polyformer.parts.adapters import AdaptedPart
 from polyformer.parts.model import TransformerPart
+from polyformer.shrink.quantise import Quantise
 from polyformer.spec import walk
 from polyformer.swap import transplant
 from polyformer.swap.swap import Swap
@@ -27,6 +28,7 @@ from polyformer.tune import (
     detach,
     freeze,
     merge,
+    rebuilt,
     train_adapters,
     unmerge,
     using,
@@ -273,3 +275,15 @@ def test_what_can_not_be_otherwise() -> None:
     deeper = attach(build(gpt(3)), LoraChange())
     with pytest.raises(SpecError, match=r"stands beside 'decoder.blocks.2.steps.0.op.q', which this model lacks"):
         attach(build(wider), adapter_of(deeper))
+
+
+@pytest.mark.parametrize("change", [LoraChange(rank=2), DoraChange(rank=2)], ids=["lora", "dora"])
+def test_over_four_bits(change: Swap) -> None:
+    """Beside quantised matrices; merged, these are plain ones of the model's own precision."""
+    held = rebuilt(build(gpt(2)).float(), Quantise())
+    made = moved(attach(held, change))
+    merged = merge(made)
+    assert {one.dtype for one in merged.model.parameters()} == {torch.float32}
+    assert merged.drift is not None
+    assert merged.drift.largest < 1e-3
+    assert torch.equal(logits(detach(made)), logits(held))
