@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from polyformer.exports import exports
 
 if TYPE_CHECKING:
     from polyformer.errors import DataError, PolyformerError, RunError, SpecError, WeightsError
@@ -29,22 +30,12 @@ __all__ = [
     "walk",
 ]
 
-_HOMES = {
-    **dict.fromkeys(("DataError", "PolyformerError", "RunError", "SpecError", "WeightsError"), "polyformer.errors"),
-    **dict.fromkeys(("Loaded", "load", "save"), "polyformer.loaded"),
-    **dict.fromkeys(("Record", "Spec", "rewrite", "walk"), "polyformer.spec"),
-    "transplant": "polyformer.swap",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: `import polyformer` itself costs nothing, not even PyTorch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'polyformer' has no attribute '{name}'")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__))
+exports(
+    __name__,
+    {
+        "errors": "DataError PolyformerError RunError SpecError WeightsError",
+        "loaded": "Loaded load save",
+        "spec": "Record Spec rewrite walk",
+        "swap": "transplant",
+    },
+)

@@ -34,7 +34,7 @@ def convert(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="depth, groups, position, window, kernel, norm, placement, tied or residuals; repeatable.",
+            help="depth, groups, position, window, kernel, norm, placement, tied, residuals or fused; repeatable.",
         ),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help=f"{', '.join(DTYPES)}; as it is if not given.")] = None,
@@ -53,7 +53,7 @@ def convert(
 
     from polyformer.loaded import load, save
     from polyformer.swap import Conversion, transplant
-    from polyformer.train.recipe import apply_setting
+    from polyformer.train.reading import apply_setting
 
     if dtype is not None and dtype not in DTYPES:
         raise RunError(f"there is no dtype '{dtype}' to convert to; choose one of {', '.join(DTYPES)}")

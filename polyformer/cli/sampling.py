@@ -62,9 +62,10 @@ def samples(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., No
 def asked(values: dict[str, Any]) -> Sampling:
     """Return what options ask for; raises `SpecError` for what can't be."""
     from polyformer.generate import sampling_of
-    from polyformer.train.recipe import apply_setting
 
     table = {name: value for name, value in values.items() if name != "settings" and value not in (None, [])}
     for setting in values["settings"] or []:
+        from polyformer.train.reading import apply_setting
+
         apply_setting(table, setting)
     return sampling_of(table, "--set")

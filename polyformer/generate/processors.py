@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from polyformer.errors import SpecError
 from polyformer.spec import Record
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NEVER = float("-inf")
 
@@ -93,7 +93,7 @@ class LogitBias(Processor):
     biases: tuple[Biased, ...]
 
     def apply(self, scores: Tensor, text: Written) -> Tensor:
-        added, before = torch.zeros_like(scores), text.all
+        added, before = scores.new_zeros(scores.shape), text.all
         for one in self.biases:
             if follows(before, one.sequence):
                 added[one.sequence[-1]] += one.bias
@@ -115,9 +115,9 @@ class RepetitionPenalty(Processor):
         self.require(0 < self.penalty < 1e6, f"a repetition penalty must be more than 0, not {self.penalty}")
 
     def apply(self, scores: Tensor, text: Written) -> Tensor:
-        there = torch.tensor(sorted(set(text.all)), device=scores.device, dtype=torch.long)
+        there = _numbers(set(text.all), scores)
         old = scores[there]
-        return scores.index_copy(0, there, torch.where(old < 0, old * self.penalty, old / self.penalty))
+        return scores.index_copy(0, there, (old * self.penalty).where(old < 0, old / self.penalty))
 
 
 class PresencePenalty(Processor):
@@ -276,7 +276,7 @@ class TopP(Processor):
         rising, places = scores.sort()
         out = rising.softmax(-1).cumsum(-1) <= 1 - self.mass
         out[-1] = False
-        return scores.masked_fill(torch.zeros_like(out).scatter(0, places, out), NEVER)
+        return scores.masked_fill(out.new_zeros(out.shape).scatter(0, places, out), NEVER)
 
 
 class MinP(Processor):
@@ -313,7 +313,7 @@ class Typical(Processor):
         away, places = (surprise - entropy).abs().sort()
         last = int((scores[places].softmax(-1).cumsum(-1) < self.mass).sum())
         out = away > away[min(last, len(away) - 1)]
-        return scores.masked_fill(torch.zeros_like(out).scatter(0, places, out), NEVER)
+        return scores.masked_fill(out.new_zeros(out.shape).scatter(0, places, out), NEVER)
 
 
 def follows(before: Sequence[int], sequence: Sequence[int]) -> bool:
@@ -326,12 +326,19 @@ def forbid(scores: Tensor, ids: set[int]) -> Tensor:
     """Return scores with some tokens at -inf."""
     if not ids:
         return scores
-    return scores.index_fill(0, torch.tensor(sorted(ids), device=scores.device), NEVER)
+    return scores.index_fill(0, _numbers(ids, scores), NEVER)
 
 
 def counted(ids: Sequence[int], like: Tensor) -> Tensor:
     """Return how often each token stands in a text [V]."""
-    counts = torch.zeros_like(like)
+    counts = like.new_zeros(like.shape)
     for token, count in Counter(ids).items():
         counts[token] = count
     return counts
+
+
+def _numbers(ids: set[int], like: Tensor) -> Tensor:
+    """Return ids in order as an index, where the scores are."""
+    import torch  # here, as a text that is written natively, and greedily, has no processors and needs no PyTorch
+
+    return torch.tensor(sorted(ids), device=like.device, dtype=torch.long)

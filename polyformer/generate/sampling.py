@@ -5,15 +5,20 @@ Shape letter: V vocabulary.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from polyformer.errors import RunError
 from polyformer.generate.processors import NEVER, Processor, Temperature, TopK, TopP, Written, in_order
+from polyformer.generate.scores import likeliest, tensor_of
 from polyformer.spec import Record
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from polyformer.generate.scores import Scores
 
 
 class Sampling(Record):
@@ -47,6 +52,8 @@ class Sampling(Record):
         self.require(self.limit > 0, f"limit must be at least 1, not {self.limit}")
         self.require(0 <= self.seed < 2**62, f"seed must be between 0 and 2^62, not {self.seed}")
         self.require(all(self.stop), "an empty text can't stop anything; leave it out of stop")
+        whole = not any("\ud800" <= letter <= "\udfff" for one in self.stop for letter in one)
+        self.require(whole, "a text to stop at has half of a surrogate pair, which no text that is written can have")
         self.require(0 <= self.shown <= 1000, f"shown must be between 0 and 1000, not {self.shown}")
 
     @property
@@ -82,16 +89,22 @@ class Chooser:
 
     def __init__(self, settings: Sampling) -> None:
         self.settings, self.chain = settings, settings.chain
-        self.chance = torch.Generator().manual_seed(settings.seed)
 
-    def choose(self, scores: Tensor, text: Written) -> int:
+    @functools.cached_property
+    def chance(self) -> Generator:
+        """The source of chance; PyTorch is first needed here, where something is drawn."""
+        import torch
+
+        return torch.Generator().manual_seed(self.settings.seed)
+
+    def choose(self, scores: Scores, text: Written) -> int:
         """Return the next token by the model's scores [V].
 
         Raises:
             RunError: the processors leave no token.
         """
         if not self.settings.temperature:
-            processed = self.processed(scores, text)
+            processed = self.processed(tensor_of(scores), text) if self.chain else scores
             token = int(processed.argmax())
             if float(processed[token]) == NEVER:
                 raise RunError("every token is forbidden here, so nothing can be written")
@@ -104,15 +117,15 @@ class Chooser:
             scores = one.apply(scores, text)
         return scores
 
-    def chances(self, scores: Tensor, text: Written) -> Tensor:
+    def chances(self, scores: Scores, text: Written) -> Tensor:
         """Return the probabilities [V] by which the next token is drawn; all of one token's where nothing is.
 
         Raises:
             RunError: the processors leave no token, or a score that is no number.
         """
-        processed = self.processed(scores, text)
+        processed = self.processed(tensor_of(scores), text)
         if not self.settings.temperature:
-            return torch.zeros_like(processed).index_fill(0, processed.argmax(), 1.0)
+            return processed.new_zeros(processed.shape).index_fill(0, processed.argmax(), 1.0)
         found = processed.softmax(-1)
         if not bool(found.isfinite().all()):
             raise RunError("every token is forbidden here, or a processor made scores that are no numbers")
@@ -120,14 +133,16 @@ class Chooser:
 
     def draw(self, chances: Tensor) -> int:
         """Draw a token by probabilities [V], which need not add up to 1."""
-        return int(torch.multinomial(chances.cpu(), 1, generator=self.chance))
+        return int(chances.cpu().multinomial(1, generator=self.chance))
 
     def uniform(self) -> float:
         """Draw a number from [0, 1)."""
+        import torch
+
         return float(torch.rand((), generator=self.chance, dtype=torch.float64))
 
 
-def scored(scores: Tensor, normalisers: Tensor, chosen: Sequence[int], shown: int) -> list[Scored]:
+def scored(scores: Scores, normalisers: Scores, chosen: Sequence[int], shown: int) -> list[Scored]:
     """Return tokens with their log-probabilities.
 
     Args:
@@ -137,9 +152,6 @@ def scored(scores: Tensor, normalisers: Tensor, chosen: Sequence[int], shown: in
     """
     found = []
     for row, normaliser, token in zip(scores, normalisers, chosen, strict=True):
-        best: tuple[tuple[int, float], ...] = ()
-        if shown:
-            values, ids = (row - normaliser).topk(min(shown, len(row)))
-            best = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+        best = likeliest(row - normaliser, shown) if shown else ()
         found.append(Scored(token, float(row[token] - normaliser), best))
     return found

@@ -9,19 +9,20 @@ Shape letters: K guesses, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
-
-import torch
-from torch import Tensor
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from polyformer.errors import SpecError
 from polyformer.generate.processors import Written
 from polyformer.generate.runner import Rows, Runner
 from polyformer.generate.sampling import Chooser
-from polyformer.parts import Stack, Transformer
-from polyformer.parts.model import TransformerPart
 from polyformer.spec import Record
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from polyformer.generate.scores import Scores
+    from polyformer.parts.model import TransformerPart
 
 
 class Guess(NamedTuple):
@@ -107,6 +108,8 @@ class Draft:
             likely = chooser.chances(scores, found)
             chances.append(likely)
             found.ids.append(chooser.draw(likely))
+        import torch
+
         return Guess(found.ids[len(text.ids) :], torch.stack(chances))
 
     def forget(self, number: int) -> None:
@@ -161,15 +164,31 @@ class Speculation(Record):
 
 @dataclass
 class Guesses:
-    """How guessing has gone: passes that judged guesses, tokens guessed, and those of them that were taken."""
+    """How guessing has gone.
+
+    Attributes:
+        passes: those that judged guesses.
+        guessed, taken: tokens guessed, and those of them that were taken.
+        stopped: texts that went on without guesses, as these didn't pay.
+    """
 
     passes: int = 0
     guessed: int = 0
     taken: int = 0
+    stopped: int = 0
 
     def note(self, guessed: int, taken: int) -> None:
         """Count a pass."""
         self.passes, self.guessed, self.taken = self.passes + 1, self.guessed + guessed, self.taken + taken
+
+    def add(self, other: Guesses) -> None:
+        """Count another's too."""
+        for name in ("passes", "guessed", "taken", "stopped"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def to_data(self) -> dict[str, float]:
+        """Return all figures."""
+        return {"acceptance": self.acceptance, "gain": self.gain, **asdict(self)}
 
     @property
     def acceptance(self) -> float:
@@ -200,7 +219,7 @@ class Trial:
             self.recent = Guesses()
 
 
-def judge(scores: Tensor, guess: Guess, text: Written, chooser: Chooser) -> list[int]:
+def judge(scores: Scores, guess: Guess, text: Written, chooser: Chooser) -> list[int]:
     """Return the guesses that are taken and one token more, which is the model's own.
 
     A guess x that was drawn by q is taken with the probability min(1, p(x) / q(x)), and the first that isn't is
@@ -214,7 +233,8 @@ def judge(scores: Tensor, guess: Guess, text: Written, chooser: Chooser) -> list
     for i, token in enumerate(guess.ids):
         p = chooser.chances(scores[i], seen)
         if guess.chances is None:
-            q = torch.zeros_like(p).index_fill(0, torch.tensor(token, device=p.device), 1.0)
+            q = p.new_zeros(p.shape)
+            q[token] = 1.0
         else:
             q = guess.chances[i].to(p)
         if chooser.uniform() * float(q[token]) >= float(p[token]):
@@ -236,6 +256,9 @@ def early_exit(model: TransformerPart, blocks: int) -> TransformerPart:
     Raises:
         SpecError: a decoder that is no `Stack`, or has no more blocks than are asked for.
     """
+    from polyformer.parts import Stack, Transformer
+    from polyformer.parts.model import TransformerPart
+
     spec = model.spec
     assert isinstance(spec, Transformer)
     if not isinstance(spec.decoder, Stack) or not 0 < blocks < len(spec.decoder.blocks):

@@ -14,7 +14,7 @@ from polyformer.families.generation import Generation
 from polyformer.families.gguf import gguf_config, gguf_names
 from polyformer.loaded.model import Loaded, ready
 from polyformer.loaded.tokenizers import refuse_foreign
-from polyformer.native.given import Precision
+from polyformer.native.kinds import Precision
 from polyformer.weights.assemble import assemble
 from polyformer.weights.gguf import GgufFile, read_gguf
 
@@ -29,7 +29,7 @@ def open_gguf(path: Path, native: Precision) -> Loaded:
 
 def load_gguf(path: Path, device: torch.device | str | None, dtype: torch.dtype | None) -> Loaded:
     """Load a GGUF file; quantised tensors become `dtype`, float32 if None."""
-    family, config, file = read_gguf_family(path, dtype or torch.float32)
+    family, config, file = read_gguf_family(path, dtype)
     tensors = family.names().to_ours(gguf_names(config).to_ours(file.tensors))
     loaded = Loaded(ready(assemble(family.spec(), tensors, device, dtype)), family=family, folder=path)
     return _with_texts(loaded, config, file)
@@ -42,7 +42,7 @@ def _with_texts(loaded: Loaded, config: Mapping[str, Any], file: GgufFile) -> Lo
     return loaded
 
 
-def read_gguf_family(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Family, Mapping[str, Any], GgufFile]:
+def read_gguf_family(path: Path, dtype: torch.dtype | None = None) -> tuple[Family, Mapping[str, Any], GgufFile]:
     """Read what a GGUF file says of its model: the family, the `config.json` that it comes to, and the open file."""
     file = read_gguf(path, dtype)
     config = gguf_config(file)

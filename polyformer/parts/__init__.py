@@ -1,5 +1,6 @@
 """What models are made of. Importing this room makes every part known to `spec`."""
 
+from polyformer.parts.adapters import IA3, Adapted, Adapter, AfterPrefix, DoRA, LoRA, Whole
 from polyformer.parts.attention import Attention, CrossAttention, Heads, PerHead
 from polyformer.parts.audio import Frames, MaskedSpans
 from polyformer.parts.blocks import Beyond, BlockWindow, Edges, InTraining, Marked, RandomBlocks
@@ -30,7 +31,7 @@ from polyformer.parts.kernels.lowrank import Linformer
 from polyformer.parts.kernels.sliding import Sliding
 from polyformer.parts.kernels.softmax import Softmax
 from polyformer.parts.kernels.tiled import Tiled
-from polyformer.parts.linear import Linear
+from polyformer.parts.linear import Affine, Linear
 from polyformer.parts.model import Memory, Output, Tie, Transformer
 from polyformer.parts.norms import BatchNorm, LayerNorm, Norm, PowerNorm, RMSNorm
 from polyformer.parts.part import Part
@@ -50,9 +51,10 @@ from polyformer.parts.pooling import (
     Squeeze,
 )
 from polyformer.parts.positions import Axial, Learned, Position, Sinusoidal, Table
+from polyformer.parts.prefix import MadePrefix, Prefix, Prompt
 from polyformer.parts.relative import Alibi, Buckets, RelativePosition, Shaw, TransformerXL, Turned
 from polyformer.parts.repeats import Repeats
-from polyformer.parts.residual import Branches, Chain, Residual
+from polyformer.parts.residual import Branches, Chain, Identity, Residual
 from polyformer.parts.retention import Retention
 from polyformer.parts.reversible import Coupling, Reversible
 from polyformer.parts.rotary import Dynamic, Interpolated, Llama3, Rotary, Scaling, Yarn
@@ -63,8 +65,13 @@ from polyformer.parts.windows import GridBias, PatchMerging, Windows
 
 __all__ = [
     "CLAUSES",
+    "IA3",
     "Activate",
+    "Adapted",
+    "Adapter",
     "Add",
+    "Affine",
+    "AfterPrefix",
     "Alibi",
     "Attention",
     "AttentionFree",
@@ -92,6 +99,7 @@ __all__ = [
     "CrossAttention",
     "Delay",
     "Differs",
+    "DoRA",
     "DropPath",
     "Dropout",
     "Dynamic",
@@ -117,6 +125,7 @@ __all__ = [
     "Hashes",
     "Hashing",
     "Heads",
+    "Identity",
     "Idle",
     "InTraining",
     "InputPart",
@@ -131,8 +140,10 @@ __all__ = [
     "LinearAttention",
     "Linformer",
     "Llama3",
+    "LoRA",
     "Local",
     "Lookup",
+    "MadePrefix",
     "Marked",
     "MaskedSpans",
     "Max",
@@ -154,6 +165,8 @@ __all__ = [
     "Pool",
     "Position",
     "PowerNorm",
+    "Prefix",
+    "Prompt",
     "Pyramid",
     "RMSNorm",
     "RandomBlocks",
@@ -187,6 +200,7 @@ __all__ = [
     "Transformer",
     "TransformerXL",
     "Turned",
+    "Whole",
     "Window",
     "Windows",
     "Within",

@@ -15,7 +15,7 @@ from polyformer.errors import SpecError
 from polyformer.parts.contract import Clause, Term
 from polyformer.parts.kernels.kernel import Context, Kernel, KernelPart
 from polyformer.parts.kernels.softmax import Softmax
-from polyformer.parts.linear import Linear
+from polyformer.parts.linear import Affine, Linear
 from polyformer.parts.norms import Norm
 from polyformer.parts.part import Part, Slotted
 from polyformer.parts.relative import RelativePart, RelativePosition
@@ -42,6 +42,12 @@ class Heads(Record):
         fits = self.count % self.groups == 0
         self.require(fits, f"{self.count} heads can't share {self.groups} key/value heads evenly")
 
+    @property
+    def shares(self) -> list[int]:
+        """How wide all queries, all keys and all values of a row are."""
+        shared = self.groups * self.width
+        return [self.count * self.width, shared, shared]
+
     @classmethod
     def of_width(cls, width: int, count: int, groups: int | None = None) -> Heads:
         """Cut a model's width into `count` heads; raises `SpecError` when that leaves a remainder."""
@@ -51,7 +57,11 @@ class Heads(Record):
 
 
 class Attention(Spec):
-    """Self-attention: o(kernel(q(x), k(x), v(x))) under the rule `see`, which knows order by `position`."""
+    """Self-attention: o(kernel(q(x), k(x), v(x))) under the rule `see`, which knows order by `position`.
+
+    With `qkv`, one matrix makes queries, keys and values, one behind the other in each row; q, k and v are what is
+    still done to each (`Identity`, a norm).
+    """
 
     q: Spec
     k: Spec
@@ -61,9 +71,14 @@ class Attention(Spec):
     see: Rule = Everyone()
     kernel: Kernel = Softmax()
     position: RelativePosition | None = None
+    qkv: Spec | None = None
 
     def check(self) -> None:
         _check_sizes(self)
+        if isinstance(self.qkv, Linear):
+            width = sum(self.heads.shares)
+            told = f"qkv gives {self.qkv.outputs} values, but queries, keys and values make {width}"
+            self.require(self.qkv.outputs == width, told)
         _check_kernel(self, self.see)
 
     def breaks(self) -> Mapping[Clause, Term]:
@@ -128,7 +143,7 @@ def _check_sizes(spec: Attention | CrossAttention) -> None:
     heads = spec.heads
     for name, count in (("q", heads.count), ("k", heads.groups), ("v", heads.groups), ("o", heads.count)):
         linear = getattr(spec, name)
-        if isinstance(linear, Linear):
+        if isinstance(linear, Affine):
             size, does = (linear.inputs, "takes") if name == "o" else (linear.outputs, "gives")
             told = f"{name} {does} {size} values, but {count} heads of width {heads.width} make {count * heads.width}"
             spec.require(size == count * heads.width, told)
@@ -168,6 +183,7 @@ class AttentionPart(Projected):
     """x [B, S, D] -> [B, S, D]."""
 
     position: RelativePart | None
+    qkv: Part | None
 
     def __init__(self, spec: Attention) -> None:
         super().__init__(spec)
@@ -177,9 +193,10 @@ class AttentionPart(Projected):
         for part in (self, self.kernel, self.position):
             if part is not None:
                 part.agree(flow)
-        q = self.split(self.q(x, flow), self.heads.count)
-        k = self.split(self.k(x, flow), self.heads.groups)
-        v = self.split(self.v(x, flow), self.heads.groups)
+        x_q, x_k, x_v = (x, x, x) if self.qkv is None else torch.split(self.qkv(x, flow), self.heads.shares, -1)
+        q = self.split(self.q(x_q, flow), self.heads.count)
+        k = self.split(self.k(x_k, flow), self.heads.groups)
+        v = self.split(self.v(x_v, flow), self.heads.groups)
         if self.position is not None:
             q, k = self.position.ask(q, flow), self.position.turn(k, flow)
         return self.o(flow.apart(self._attend, q, k, v), flow)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from polyformer.errors import SpecError
 from polyformer.parts.contract import Clause, Differs, Term
 from polyformer.parts.flow import Trace
-from polyformer.parts.linear import Linear
+from polyformer.parts.linear import Affine, Linear
 from polyformer.parts.part import Part, Slotted
 from polyformer.spec import Record, Spec
 
@@ -72,7 +72,7 @@ class Experts(Spec):
         self.require(0 < self.chosen <= count, f"{self.chosen} of {count} experts can't be chosen")
         self.require(self.capacity is None or self.capacity > 0, "capacity must be at least 1")
         self.require(0 <= self.jitter < 1, f"jitter must be in [0, 1), not {self.jitter}")
-        if isinstance(self.router, Linear):
+        if isinstance(self.router, Affine):
             self.require(self.router.outputs == count, f"a router to {self.router.outputs} has {count} experts")
 
     def breaks(self) -> Mapping[Clause, Term]:
@@ -180,6 +180,11 @@ class ExpertsPart(Slotted):
         self.losses = spec.losses
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        if len(flow.mixes()) > 1:  # rows that are sorted by expert can't be told by their adapters
+            return flow.apart(self._shared_out, x)
+        return self._shared_out(x, flow)
+
+    def _shared_out(self, x: Tensor, flow: Flow) -> Tensor:
         weights, experts = self._route(x, flow)
         rows = x.flatten(0, -2)
         order = experts.flatten().argsort(stable=True)
@@ -203,15 +208,16 @@ class ExpertsPart(Slotted):
             weights = weights / weights.sum(-1, keepdim=True)
         real = flow.rows_valid
         if self.capacity is not None:
-            weights = weights * self._within(experts.view(*x.shape[:2], self.chosen), real).view_as(weights)
+            choices = experts.view(*x.shape[:2], self.chosen)
+            weights = weights * flow.apart(self._within, choices).view_as(weights)
         if flow.trace is not None and "routing" in flow.trace.wants:
             rows_real = None if real is None else real.flatten()
             flow.trace.routing[flow.path + self.slot] = Routing(scores, experts, rows_real, self.losses)
         return weights, experts
 
-    def _within(self, experts_BSC: Tensor, real: Tensor | None) -> Tensor:
+    def _within(self, experts_BSC: Tensor, flow: Flow) -> Tensor:
         """Tell which choices are among the first `capacity` of their expert in their sequence: boolean [B, S, C]."""
-        choices = F.one_hot(experts_BSC, len(self.experts)).sum(2)
+        choices, real = F.one_hot(experts_BSC, len(self.experts)).sum(2), flow.rows_valid
         if real is not None:
             choices = choices * real[..., None]
         assert self.capacity is not None

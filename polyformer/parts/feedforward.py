@@ -23,6 +23,7 @@ class FeedForward(Spec):
     """down(activation(up(x))), or with a gate down(activation(gate(x)) · up(x)).
 
     ReLU is the 2017 paper's (section 3.3); `silu` with a gate is SwiGLU, `gelu` with a gate GEGLU (Shazeer 2020).
+    With `gate_up`, one matrix makes what goes through `gate` and, behind it in each row, what goes through `up`.
     """
 
     up: Spec
@@ -30,6 +31,10 @@ class FeedForward(Spec):
     activation: Activation = "relu"
     gate: Spec | None = None
     dropout: Spec | None = None
+    gate_up: Spec | None = None
+
+    def check(self) -> None:
+        self.require(self.gate_up is None or self.gate is not None, "gate_up makes the gate's share too; name a gate")
 
     @classmethod
     def of_widths(cls, width: int, hidden: int, activation: Activation = "relu", bias: bool = True) -> FeedForward:
@@ -69,6 +74,7 @@ class FeedForwardPart(Part):
     down: Part
     gate: Part | None
     dropout: Part | None
+    gate_up: Part | None
 
     def __init__(self, spec: FeedForward) -> None:
         super().__init__(spec)
@@ -78,7 +84,8 @@ class FeedForwardPart(Part):
         if self.gate is None:
             hidden = self.activation(self.up(x, flow))
         else:
-            hidden = self.activation(self.gate(x, flow)) * self.up(x, flow)
+            gated, plain = (x, x) if self.gate_up is None else self.gate_up(x, flow).chunk(2, -1)
+            hidden = self.activation(self.gate(gated, flow)) * self.up(plain, flow)
         if self.dropout is not None:
             hidden = self.dropout(hidden, flow)
         return self.down(hidden, flow)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from polyformer.parts.attention import Heads
 from polyformer.parts.contract import Clause, Differs, Refuses, Term, Within
 from polyformer.parts.kernels.chunks import Chunks, Layout, allowed, rows_at
-from polyformer.parts.linear import Linear
+from polyformer.parts.linear import Affine, Linear
 from polyformer.parts.part import Part, Slotted
 from polyformer.parts.rules import Everyone, Rule
 from polyformer.spec import Record, Spec
@@ -107,7 +107,7 @@ class Hashing(Spec):
         self.require(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")
         for name in ("qk", "v", "o"):
             linear = getattr(self, name)
-            if isinstance(linear, Linear):
+            if isinstance(linear, Affine):
                 size, does = (linear.inputs, "takes") if name == "o" else (linear.outputs, "gives")
                 told = f"{name} {does} {size} values, but {heads.count} heads of width {heads.width} make "
                 self.require(size == heads.count * heads.width, f"{told}{heads.count * heads.width}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,8 +16,12 @@ if TYPE_CHECKING:
     from polyformer.parts.flow import Flow
 
 
-class Linear(Spec):
-    """y = x Wᵀ + b, with W [outputs, inputs]. Starts from Xavier's uniform distribution (Glorot and Bengio 2010)."""
+class Affine(Spec, abstract=True):
+    """y = x Wᵀ + b, with W [outputs, inputs] held in some form: adapters stand beside any of these.
+
+    A form says which tensors it holds a matrix in, and what matrix some tensors are: by that a model's weights are
+    carried from one form into another.
+    """
 
     inputs: int
     outputs: int
@@ -25,12 +30,45 @@ class Linear(Spec):
     def check(self) -> None:
         self.require(self.inputs > 0 and self.outputs > 0, "inputs and outputs must be at least 1")
 
+    def holds_as(self, other: Affine) -> bool:
+        """Tell whether both hold a matrix in the same way, so that tensors of one mean the same in the other."""
+        return type(self) is type(other)
+
+    def held(self, matrix: Tensor) -> dict[str, Tensor]:
+        """Return the tensors in which this form holds a matrix [outputs, inputs], by their names in its part."""
+        raise NotImplementedError
+
+    def matrix(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the matrix [outputs, inputs] that tensors of this form are."""
+        raise NotImplementedError
+
+
+class AffinePart(Part):
+    """x [..., inputs] -> [..., outputs]."""
+
+    spec: Affine
+    bias: Tensor | None
+
+    def matrix(self) -> Tensor:
+        """Return W [outputs, inputs] as floating-point numbers."""
+        return self.spec.matrix({**dict(self.named_parameters()), **dict(self.named_buffers())})
+
+
+class Linear(Affine):
+    """y = x Wᵀ + b, with W [outputs, inputs]. Starts from Xavier's uniform distribution (Glorot and Bengio 2010)."""
+
+    def held(self, matrix: Tensor) -> dict[str, Tensor]:
+        return {"weight": matrix}
+
+    def matrix(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return tensors["weight"]
+
     def module(self) -> Part:
         return LinearPart(self)
 
 
-class LinearPart(Part):
-    """x [..., inputs] -> [..., outputs]."""
+class LinearPart(AffinePart):
+    """W is a parameter of floating-point numbers."""
 
     def __init__(self, spec: Linear) -> None:
         super().__init__(spec)

@@ -43,6 +43,13 @@ class Chain(Spec):
         return ChainPart(self)
 
 
+class Identity(Spec):
+    """Rows as they are."""
+
+    def module(self) -> Part:
+        return IdentityPart(self)
+
+
 class Branches(Spec):
     """The sum of several steps on the same rows: attention and feed-forward side by side (GPT-J, GPT-NeoX, PaLM)."""
 
@@ -80,6 +87,13 @@ class ChainPart(Part):
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         for step in self.steps:
             x = step(x, flow)
+        return x
+
+
+class IdentityPart(Part):
+    """x -> x."""
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
         return x
 
 

@@ -18,7 +18,7 @@ from polyformer.parts.attention import PerHead
 from polyformer.parts.contract import Clause, Term
 from polyformer.parts.kernels.kernel import Context, beyond, rules_of
 from polyformer.parts.kernels.sums import CHUNK, Terms, weighted_sums
-from polyformer.parts.linear import Linear
+from polyformer.parts.linear import Affine, Linear
 from polyformer.parts.norms import LayerNorm
 from polyformer.parts.part import Part, Slotted
 from polyformer.parts.relative import RelativePart
@@ -63,7 +63,7 @@ class Retention(Spec):
         self.require(not odd, odd)
         self.require(Causal() in rules_of(self.see), "is causal, so it must see Causal()")
         for names in (("q", "k"), ("v", "gate", "o")):
-            plain = {name: one for name in names if isinstance(one := getattr(self, name), Linear)}
+            plain = {name: one for name in names if isinstance(one := getattr(self, name), Affine)}
             sizes = {one.inputs if name == "o" else one.outputs for name, one in plain.items()}
             fits = len(sizes) < 2 and all(size % len(self.decays) == 0 for size in sizes)
             told = f"{len(self.decays)} heads must be able to share as many values of {', '.join(names)} evenly"

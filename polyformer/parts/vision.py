@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from polyformer.errors import SpecError
 from polyformer.parts.flow import start_flow
 from polyformer.parts.inputs import Given, InputPart
-from polyformer.parts.linear import Linear
+from polyformer.parts.linear import Affine
 from polyformer.parts.part import Part, draw_normal
 from polyformer.spec import Spec
 
@@ -73,7 +73,7 @@ class Patches(Spec):
 
     def check(self) -> None:
         self.require(min(self.channels, *self.patch) > 0, "channels and both sides of a patch must be at least 1")
-        if isinstance(self.project, Linear):
+        if isinstance(self.project, Affine):
             values = self.channels * self.patch[0] * self.patch[1]
             told = f"a patch has {values} values, but the projection takes {self.project.inputs}"
             self.require(self.project.inputs == values, told)

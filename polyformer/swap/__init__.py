@@ -10,6 +10,7 @@ from polyformer.swap.changes import (
     TieHead,
 )
 from polyformer.swap.drift import Difference, Drift, batches_of, drift
+from polyformer.swap.fuse import FuseProjections
 from polyformer.swap.norms import PlaceNorms, SwapNorms
 from polyformer.swap.origins import Moves, origins
 from polyformer.swap.positions import SwapPosition
@@ -24,6 +25,7 @@ __all__ = [
     "Drift",
     "Entry",
     "Fate",
+    "FuseProjections",
     "GroupHeads",
     "KeepBlocks",
     "LimitWindow",

@@ -33,8 +33,9 @@ from polyformer.parts import (
 from polyformer.parts.kernels.kernel import rules_of
 from polyformer.parts.rules import All
 from polyformer.spec import Record, Spec, rewrite, walk
+from polyformer.swap.fuse import FuseProjections
 from polyformer.swap.norms import NormKind, PlaceNorms, SwapNorms
-from polyformer.swap.origins import Moves, tied_groups, ties_of
+from polyformer.swap.origins import Joins, Moves, tied_groups, ties_of
 from polyformer.swap.positions import Scheme, SwapPosition
 from polyformer.swap.residuals import SwapResiduals
 from polyformer.swap.swap import Swap, Swaps
@@ -120,6 +121,8 @@ class GroupHeads(Swap):
             if not isinstance(record, Attention | CrossAttention):
                 return record
             heads = record.heads
+            if isinstance(record, Attention) and record.qkv is not None:
+                raise SpecError(f"{path}: queries, keys and values are fused; heads can be grouped before that only")
             if heads.count % self.groups:
                 raise SpecError(f"{path}: {heads.count} heads can't share {self.groups} key/value heads evenly")
             if heads.groups == self.groups:
@@ -199,8 +202,9 @@ class Conversion(Swap):
     """What can be changed of a model, by the keys that a command names; None leaves a thing as it is.
 
     `norm` is the kind of norm and `placement` where norms stand, `groups` the number of key/value heads, `tied` says
-    whether the head's matrix is the embedding's. `kernel` is one, or the name of one ("performer"), or "retention" for
-    that in attention's place. The changes are made in the order of the fields.
+    whether the head's matrix is the embedding's, `fused` whether queries, keys and values are one product. `kernel` is
+    one, or the name of one ("performer"), or "retention" for that in attention's place. The changes are made in the
+    order of the fields.
     """
 
     depth: KeepBlocks | None = None
@@ -212,6 +216,7 @@ class Conversion(Swap):
     placement: Placement | None = None
     tied: bool | None = None
     residuals: Literal["none"] | None = None
+    fused: bool | None = None
 
     def swaps(self) -> Swaps:
         """Return the changes that are asked for."""
@@ -226,6 +231,7 @@ class Conversion(Swap):
             None if self.placement is None else PlaceNorms(self.placement),
             None if self.tied is None else TieHead(self.tied),
             None if self.residuals is None else SwapResiduals(self.residuals),
+            FuseProjections() if self.fused else None,
         )
         return Swaps(tuple(swap for swap in asked if swap is not None))
 
@@ -234,6 +240,9 @@ class Conversion(Swap):
 
     def moves(self, old: Transformer, new: Transformer) -> Moves:
         return self.swaps().moves(old, new)
+
+    def joins(self, old: Transformer, new: Transformer) -> Joins:
+        return self.swaps().joins(old, new)
 
 
 def _kernel_swap(kernel: str | Kernel) -> Swap:

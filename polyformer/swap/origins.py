@@ -9,14 +9,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 
 from polyformer.errors import SpecError, suggest
-from polyformer.parts import Embed, Norm, Position, Tie, Transformer
+from polyformer.parts import Affine, Embed, Norm, Position, Tie, Transformer
 from polyformer.spec import Record, Spec, children, field_types, walk
 
 Moves = Mapping[str, str | None]
 """Paths of records in a new model to where they stood in the old one; None for one that came from nowhere."""
 
-INTERCHANGEABLE = (Norm, Position, Embed)
-"""Kinds whose tensors mean the same in every record of the kind: a norm's gain, a table of positions, an embedding."""
+Joins = Mapping[str, tuple[str, ...]]
+"""Paths of parts in a new model whose tensors are those of several parts of the old one, one behind the other."""
+
+INTERCHANGEABLE = (Affine, Norm, Position, Embed)
+"""Kinds whose tensors mean the same in every record of the kind: a norm's gain, a table of positions, an embedding; or
+that say what matrix their tensors are."""
 
 
 def origins(old: Transformer, new: Transformer, moves: Moves | None = None) -> dict[str, str | None]:

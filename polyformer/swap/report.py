@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Fate = Literal["kept", "mapped", "averaged", "cut", "padded", "new", "left out"]
-FATES: tuple[Fate, ...] = ("kept", "mapped", "averaged", "cut", "padded", "new", "left out")
+Fate = Literal["kept", "mapped", "joined", "averaged", "cut", "padded", "new", "left out"]
+FATES: tuple[Fate, ...] = ("kept", "mapped", "joined", "averaged", "cut", "padded", "new", "left out")
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,9 @@ class Entry:
     Attributes:
         names: where it stands; a tied tensor has several names, and is one tensor.
         fate: kept: the same numbers under the same name; mapped: under another name, or the same function of the
-            model written otherwise; averaged: heads made one by their mean; cut or padded: another size, whose
-            additional values are initialised; new: initialised; left out: of the old model, and not in the new.
+            model written otherwise; joined: several, one behind the other; averaged: heads made one by their mean;
+            cut or padded: another size, whose additional values are initialised; new: initialised; left out: of the
+            old model, and not in the new.
         shape: in the new model; of what was left out, in the old.
         source: the name in the old model of what it was made of; None for a new one.
         note: what was done, in words; empty where the fate says it all.

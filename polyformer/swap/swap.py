@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from polyformer.parts import Transformer
 from polyformer.spec import Record, walk
-from polyformer.swap.origins import Moves, carried_ties, origins
+from polyformer.swap.origins import Joins, Moves, carried_ties, origins
 
 
 class Swap(Record, abstract=True):
@@ -27,6 +27,10 @@ class Swap(Record, abstract=True):
         """Say which parts of `new`, that `old` became, came from another place; see `origins`."""
         return {}
 
+    def joins(self, old: Transformer, new: Transformer) -> Joins:
+        """Say which parts of `new` are several of `old`, row by row behind each other."""
+        return {}
+
 
 class Swaps(Swap):
     """Several changes, one after the other."""
@@ -46,3 +50,17 @@ class Swaps(Swap):
             came = {path: None if origin is None else came[origin] for path, origin in last.items()}
             old = changed
         return came
+
+    def joins(self, old: Transformer, new: Transformer) -> Joins:
+        first, found = old, dict[str, tuple[str, ...]]()
+        for i, step in enumerate(self.steps):
+            changed = step.apply(old)
+            came = origins(old, changed, step.moves(old, changed))
+            found = {path: found[origin] for path, origin in came.items() if origin in found}
+            before = Swaps(self.steps[:i]).moves(first, old)
+            for path, sources in step.joins(old, changed).items():
+                known = [before[source] for source in sources]
+                if None not in known:
+                    found[path] = tuple(source for source in known if source is not None)
+            old = changed
+        return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from polyformer.errors import SpecError
 from polyformer.parts import (
+    Affine,
     Attention,
     CrossAttention,
     Heads,
@@ -26,7 +27,7 @@ from polyformer.parts import (
 from polyformer.parts.model import TransformerPart
 from polyformer.parts.positions import Sinusoidal, Table
 from polyformer.spec import Record, Spec, walk
-from polyformer.swap.origins import Moves, origins, owner
+from polyformer.swap.origins import Joins, Moves, origins, owner
 from polyformer.swap.report import Entry, Fate, Report
 from polyformer.swap.swap import Swap
 from polyformer.weights.assemble import assemble
@@ -41,10 +42,11 @@ def transplant(
     """Build the model of another spec and carry the tensors of `model` over, as far as they have a place there.
 
     A tensor keeps its values if the part that it belongs to does: under the same path, or where `moves` or the swap
-    says that the part came from. Where sizes differ, key/value heads are averaged over the new groups (Ainslie et
-    al. 2023, section 2.1), or repeated for more groups, which changes no answer; tables, matrices and vectors are cut
-    or filled up with initial values at their ends. What has no origin is initialised. The new model has tensors of
-    its own, in the precision and place of the old ones; `model` is not touched.
+    says that the part came from. A matrix that is held in another form (`Affine`) is put into that. Where sizes differ,
+    key/value heads are averaged over the new groups (Ainslie et al. 2023, section 2.1), or repeated for more groups,
+    which changes no answer; tables, matrices and vectors are cut or filled up with initial values at their ends. What
+    has no origin is initialised. The new model has tensors of its own, in the precision and place of the old ones;
+    `model` is not touched.
 
     Args:
         to: the new spec, or the change that makes it.
@@ -58,7 +60,8 @@ def transplant(
     assert isinstance(old, Transformer)
     new = to.apply(old) if isinstance(to, Swap) else to
     known = dict(to.moves(old, new)) if isinstance(to, Swap) else {}
-    carrier = _Carrier(model, new, origins(old, new, {**known, **(moves or {})}))
+    joins = to.joins(old, new) if isinstance(to, Swap) else {}
+    carrier = _Carrier(model, new, origins(old, new, {**known, **(moves or {})}), joins)
     tensors, entries = {}, []
     try:
         shapes = new.build("meta")
@@ -99,19 +102,25 @@ class _Shared(NamedTuple):
 class _Carrier:
     """Makes the tensors of a new model, one at a time, and keeps account of those of the old."""
 
-    def __init__(self, model: TransformerPart, new: Transformer, came: Mapping[str, str | None]) -> None:
+    def __init__(self, model: TransformerPart, new: Transformer, came: Moves, joins: Joins) -> None:
         self.old = _distinct(model)
         self.tensors = {name: tensor.detach() for names, tensor in self.old for name in names}
         self.names = {name: names for names, _ in self.old for name in names}
         self.used: set[str] = set()
         self.were: dict[str, Record] = dict(walk(model.spec))
         self.records: dict[str, Record] = dict(walk(new))
-        self.came = came
+        self.came, self.joins = came, joins
+        self.formed: tuple[str, dict[str, Tensor]] = ("", {})  # the last matrix put into another form, by its part
         floating = [tensor for tensor in self.tensors.values() if tensor.is_floating_point()]
         self.kind: dict[str, Any] = {"device": floating[0].device, "dtype": floating[0].dtype} if floating else {}
 
     def carry(self, names: tuple[str, ...], like: Tensor) -> tuple[Tensor, Entry]:
         """Make the tensor of these names, which has the shape of `like`; say how."""
+        if owner(names[0], self.records) in self.joins:
+            return self._joined(names, like)
+        formed = self._formed(names, like)
+        if formed is not None:
+            return formed
         sources = ((name, self._source(name)) for name in names)
         name, source = next(((name, source) for name, source in sources if source is not None), (names[0], None))
         if source is not None:  # of the names of a tied tensor, one that it had before and has now
@@ -123,6 +132,16 @@ class _Carrier:
             self.used.add(source)
         fate = "mapped" if made.fate == "kept" and source not in names else made.fate
         return made.tensor.clone(), Entry(names, fate, tuple(like.shape), source, made.note)
+
+    def _joined(self, names: tuple[str, ...], like: Tensor) -> tuple[Tensor, Entry]:
+        """Put the rows of several tensors behind each other."""
+        path = owner(names[0], self.records)
+        sources = [f"{source}{names[0][len(path) :]}" for source in self.joins[path]]
+        if not self.tensors.keys() >= set(sources):
+            raise SpecError(f"{path}: matrices can't be fused and get another form at once; fuse them first")
+        whole = torch.cat([self.tensors[source] for source in sources])
+        self.used.update(sources)
+        return whole, Entry(names, "joined", tuple(like.shape), sources[0], f"and behind it {', '.join(sources[1:])}")
 
     def left_out(self) -> tuple[Entry, ...]:
         """Return the tensors of the old model that were used for nothing."""
@@ -138,6 +157,27 @@ class _Carrier:
         origin = self.came[path]
         source = None if origin is None else f"{origin}{name[len(path) :]}"
         return source if source in self.tensors else None
+
+    def _formed(self, names: tuple[str, ...], like: Tensor) -> tuple[Tensor, Entry] | None:
+        """Make what a matrix is held in of the form in which it was held before, if it was in another."""
+        path, _, leaf = names[0].rpartition(".")
+        origin = self.came.get(path)
+        record, was = self.records.get(path), self.were.get(origin or "")
+        if leaf == "bias" or not isinstance(record, Affine) or not isinstance(was, Affine) or record.holds_as(was):
+            return None
+        shapes = [[one.outputs, one.inputs] for one in (was, record)]
+        if shapes[0] != shapes[1]:
+            raise SpecError(f"{path}: a matrix can't get another size, {shapes[0]} to {shapes[1]}, and form at once")
+        held = {name: one for name, one in self.tensors.items() if name.rpartition(".")[0] == origin}
+        held.pop(f"{origin}.bias", None)
+        if self.formed[0] != path:
+            self.used.update(held)
+            matrix = was.matrix({name.rpartition(".")[2]: one for name, one in held.items()})
+            self.formed = path, record.held(matrix)
+        tensor, source = self.formed[1][leaf], next(iter(held))
+        tensor = tensor.to(self.kind["dtype"]) if tensor.is_floating_point() else tensor
+        note = f"{type(was).__name__} to {type(record).__name__}"
+        return tensor.clone(), Entry(names, "mapped", tuple(like.shape), source, note)
 
     def _fitted(self, name: str, source: str, like: Tensor) -> _Made:
         """Make the tensor of the old one that stood in its place."""

@@ -12,9 +12,12 @@ Weights = dict[str, Tensor]
 
 
 def weights_of(model: nn.Module) -> Weights:
-    """Return the model's own tensors by name (tied ones once); they are not copies."""
+    """Return the tensors that training changes, by name (tied ones once); they are not copies.
+
+    Frozen parameters are not among them: they are what they were when the run began.
+    """
     buffers = {name: b for name, b in model.named_buffers() if b.is_floating_point()}
-    return {**dict(model.named_parameters()), **buffers}
+    return {**{name: p for name, p in model.named_parameters() if p.requires_grad}, **buffers}
 
 
 def averaged(model: nn.Module) -> Weights:

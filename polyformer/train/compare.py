@@ -16,7 +16,8 @@ from polyformer.errors import RunError, SpecError
 from polyformer.parts.model import Transformer, parameters_of
 from polyformer.train.journal import Listener, Row, read_metrics
 from polyformer.train.machine import peak_memory, reset_peak_memory
-from polyformer.train.recipe import Job, read_recipe
+from polyformer.train.reading import read_recipe
+from polyformer.train.recipe import Job
 from polyformer.train.run import agreed, train
 
 NOTES = "comparison.json"

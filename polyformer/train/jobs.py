@@ -6,7 +6,7 @@ All else, the loop, checkpoints, run folders and resuming, is the same for every
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -32,8 +32,11 @@ from polyformer.data.documents import TextSplits, read_documents, write_document
 from polyformer.errors import DataError
 from polyformer.judge import Samples, evaluate, evaluate_texts
 from polyformer.parts.model import Transformer, TransformerPart
+from polyformer.train.objectives import LIKELIHOOD, Aim
 from polyformer.train.recipe import Job, Recipe, TextRecipe
 from polyformer.train.report import pair_sections, text_sections
+from polyformer.weights.assemble import disassemble
+from polyformer.weights.files import write_tensors
 
 SPLITS = ("train", "validation", "test")
 TOKENIZER, REPORT = "tokenizer", "report.txt"
@@ -55,15 +58,20 @@ class Opened:
     train: Reader[Any]
     validation: Reader[Any]
     judge: Callable[[TransformerPart], Verdict]
+    aim: Aim = LIKELIHOOD
+    after_epoch: Callable[[TransformerPart, int], None] | None = None
 
 
 class Work(ABC, Generic[J]):
     """What is done with one kind of recipe."""
 
-    what: ClassVar[str]
-
     def __init__(self, recipe: J) -> None:
         self.recipe = recipe
+
+    @property
+    @abstractmethod
+    def what(self) -> str:
+        """What its loss is counted by."""
 
     @abstractmethod
     def prepare(self, folder: Path) -> J:
@@ -80,6 +88,25 @@ class Work(ABC, Generic[J]):
     @abstractmethod
     def spec(self) -> Transformer:
         """Return the model; its sizes must be known."""
+
+    def begin(self, folder: Path) -> None:
+        """Write what the new run folder says of the model; its sizes must be known."""
+        (folder / "spec.json").write_text(self.spec().to_json(), encoding="utf-8")
+
+    def model(self) -> TransformerPart:
+        """Return the model as training begins with it; what is drawn for it comes from PyTorch's generator."""
+        model = self.spec().build()
+        assert isinstance(model, TransformerPart)
+        return model
+
+    def keep(self, model: TransformerPart, folder: Path) -> None:
+        """Write the trained model into the run folder."""
+        write_tensors(folder / "model.safetensors", disassemble(model))
+
+    @property
+    @abstractmethod
+    def about(self) -> str:
+        """What a report says of the model beside its size."""
 
     @abstractmethod
     def open(self, folder: Path) -> Opened:
@@ -98,7 +125,7 @@ class Work(ABC, Generic[J]):
 class OfPairs(Work[Recipe]):
     """From sentence pairs to a translation model."""
 
-    what = "target tokens"
+    what: ClassVar[str] = "target tokens"
 
     def prepare(self, folder: Path) -> Recipe:
         splits = prepare(self.recipe.data)
@@ -117,6 +144,10 @@ class OfPairs(Work[Recipe]):
 
     def spec(self) -> Transformer:
         return self.recipe.model.spec()
+
+    @property
+    def about(self) -> str:
+        return f"vocabulary {self.recipe.tokenizer.vocabulary:,} ({self.recipe.tokenizer.kind})"
 
     def open(self, folder: Path) -> Opened:
         batch, report = self.recipe.batch, self.recipe.report
@@ -140,7 +171,7 @@ class OfPairs(Work[Recipe]):
 class OfTexts(Work[TextRecipe]):
     """From texts to a language model."""
 
-    what = "tokens asked for"
+    what: ClassVar[str] = "tokens asked for"
 
     def prepare(self, folder: Path) -> TextRecipe:
         splits = prepare_texts(self.recipe.data)
@@ -174,6 +205,10 @@ class OfTexts(Work[TextRecipe]):
     def spec(self) -> Transformer:
         return self.recipe.model.spec()
 
+    @property
+    def about(self) -> str:
+        return f"vocabulary {self.recipe.tokenizer.vocabulary:,} ({self.recipe.tokenizer.kind})"
+
     def open(self, folder: Path) -> Opened:
         tokenizer = TextTokenizer.load(folder / TOKENIZER)
         documents: dict[str, list[Document]] = {
@@ -206,11 +241,3 @@ def _try(recipe: TextRecipe) -> None:
     apart = torch.arange(recipe.batch.length)[None] // 2 if recipe.batch.documents == "apart" else None
     with torch.no_grad():
         model(input_ids=ids, document_ids=apart)
-
-
-WORKS: Mapping[type[Job], type[Work[Any]]] = {Recipe: OfPairs, TextRecipe: OfTexts}
-
-
-def work_of(recipe: Job) -> Work[Any]:
-    """Return what is done with a recipe."""
-    return WORKS[type(recipe)](recipe)

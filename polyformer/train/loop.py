@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +17,12 @@ from torch import nn
 
 from polyformer.data.reader import Reader, TrainingBatch
 from polyformer.errors import RunError
-from polyformer.judge.held_out import held_out_loss
-from polyformer.parts.experts import routing_loss, routing_trace
 from polyformer.parts.kernels.features import redraw
 from polyformer.parts.model import TransformerPart
 from polyformer.train.averages import Weights, weights_of
 from polyformer.train.checkpoints import Training, save_checkpoint
 from polyformer.train.journal import Journal
-from polyformer.train.objectives import Loss, sequence_loss
+from polyformer.train.objectives import LIKELIHOOD, Aim
 from polyformer.train.optimisers import clip_gradients
 from polyformer.train.recipe import TrainRecipe
 
@@ -33,11 +31,21 @@ Ending = Literal["budget", "early", "interrupted"]
 
 @dataclass
 class Company:
-    """What the loop reports to: where checkpoints go, the journal, and the batches of the validation set."""
+    """What the loop reports to.
+
+    Attributes:
+        checkpoints: the folder that they go to.
+        validation: the batches of the validation set.
+        aim: what is minimised, and measured on those.
+        after_epoch: what is done with the model when an epoch, of this number, is over; it draws no numbers from
+            PyTorch's generator.
+    """
 
     checkpoints: Path
     journal: Journal
     validation: Reader[Any]
+    aim: Aim = LIKELIHOOD
+    after_epoch: Callable[[TransformerPart, int], None] | None = None
 
 
 def run(training: Training, recipe: TrainRecipe, company: Company) -> Ending:
@@ -52,7 +60,8 @@ def run(training: Training, recipe: TrainRecipe, company: Company) -> Ending:
     with _interrupts() as asked:
         clock = time.monotonic()
         while (share := recipe.budget.share(training.spent())) < 1:
-            _step(training, recipe, share)
+            epoch = training.batches.epoch
+            _step(training, recipe, share, company.aim)
             now = time.monotonic()
             training.state.seconds += now - clock
             training.state.window[3] += now - clock
@@ -63,6 +72,9 @@ def run(training: Training, recipe: TrainRecipe, company: Company) -> Ending:
                 evaluate(training, recipe, company)
                 if recipe.patience and training.state.worse >= recipe.patience:
                     ending = "early"
+            if company.after_epoch is not None and training.batches.epoch > epoch:
+                with using(training.model, candidate(training)):
+                    company.after_epoch(training.model, training.batches.epoch)
             due = now - saved > recipe.checkpoint_minutes * 60
             if asked or due:
                 _save(training, company)
@@ -79,18 +91,8 @@ def run(training: Training, recipe: TrainRecipe, company: Company) -> Ending:
     return ending
 
 
-def batch_loss(model: TransformerPart, batch: TrainingBatch, smoothing: float) -> Loss:
-    """The loss of a batch, summed over its target tokens, and that of its routers."""
-    if model.head is None:
-        raise RunError("a model without a language-modelling head can't be trained on texts")
-    trace = routing_trace(model)
-    hidden = batch.hidden(model, trace)
-    loss = sequence_loss(model.head, hidden, batch.labels.to(hidden.device), smoothing)
-    return loss if trace is None else loss.beside(routing_loss(trace))
-
-
 def accumulate(
-    model: TransformerPart, batches: Sequence[TrainingBatch], recipe: TrainRecipe
+    model: TransformerPart, batches: Sequence[TrainingBatch], recipe: TrainRecipe, aim: Aim = LIKELIHOOD
 ) -> tuple[float, float, int]:
     """Add the gradients of one step; return its sums of objective and likelihood, and its tokens.
 
@@ -101,7 +103,7 @@ def accumulate(
     sums = [0.0, 0.0]
     for batch in batches:
         with precision(recipe):
-            loss = batch_loss(model, batch, recipe.smoothing)
+            loss = aim.loss(model, batch, recipe.smoothing)
         (loss.objective / tokens).backward()  # type: ignore[no-untyped-call]
         sums[0] += float(loss.objective.detach())
         sums[1] += float(loss.likelihood)
@@ -115,10 +117,10 @@ def precision(recipe: TrainRecipe) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def _step(training: Training, recipe: TrainRecipe, share: float) -> None:
+def _step(training: Training, recipe: TrainRecipe, share: float, aim: Aim) -> None:
     state = training.state
     batches = [next(training.batches) for _ in range(recipe.accumulate)]
-    objective, likelihood, tokens = accumulate(training.model, batches, recipe)
+    objective, likelihood, tokens = accumulate(training.model, batches, recipe, aim)
     norm = clip_gradients(training.model, recipe.clip or None)
     if math.isfinite(norm) and math.isfinite(objective):
         state.rate = recipe.schedule.rate(state.steps + 1, share)
@@ -172,7 +174,7 @@ def evaluate(training: Training, recipe: TrainRecipe, company: Company) -> float
         training.average.mark(training.model)
     with using(training.model, candidate(training)):
         with precision(recipe):
-            loss = held_out_loss(training.model, company.validation.in_order()).loss
+            loss = company.aim.held_out(training.model, company.validation.in_order()).loss
         if state.best is None or loss < state.best:
             state.best, state.worse = loss, 0
             if recipe.patience:

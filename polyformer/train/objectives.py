@@ -1,10 +1,13 @@
-"""What is minimised: cross-entropy with label smoothing, never holding the logits of a whole batch.
+"""What is minimised, and how the same is measured on held-out batches.
+
+Cross-entropy with label smoothing never holds the logits of a whole batch.
 
 Shape letters: N target tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +16,21 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from polyformer.data.reader import TrainingBatch
+from polyformer.errors import RunError
+from polyformer.judge.held_out import HeldOut, held_out_loss
+from polyformer.parts.experts import routing_loss, routing_trace
 from polyformer.parts.heads import LMHeadPart
 from polyformer.parts.linear import LinearPart
+from polyformer.parts.model import TransformerPart
 
 if TYPE_CHECKING:
     from polyformer.parts.part import Part
 
 IGNORED = -100
 CHUNK_BYTES = 8 * 2**20
+CHUNK_ROWS, MOST_BYTES = 128, 32 * 2**20
+"""Rows that a chunk should have: the matrix is read once for each. But their logits may not take more than this."""
 
 
 @dataclass
@@ -42,6 +52,33 @@ class Loss:
         return Loss(self.objective + self.tokens * mean, self.likelihood, self.tokens)
 
 
+def batch_loss(model: TransformerPart, batch: TrainingBatch, smoothing: float) -> Loss:
+    """The loss of a batch, summed over its target tokens, and that of its routers."""
+    if model.head is None:
+        raise RunError("a model without a language-modelling head can't be trained on texts")
+    trace = routing_trace(model)
+    hidden = batch.hidden(model, trace)
+    loss = sequence_loss(model.head, hidden, batch.labels.to(hidden.device), smoothing)
+    return loss if trace is None else loss.beside(routing_loss(trace))
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a run minimises.
+
+    Attributes:
+        loss: of a model, a batch and the label smoothing.
+        held_out: the same of held-out batches, without dropout and smoothing.
+    """
+
+    loss: Callable[[TransformerPart, Any, float], Loss]
+    held_out: Callable[[TransformerPart, Iterable[Any]], HeldOut]
+
+
+LIKELIHOOD = Aim(batch_loss, held_out_loss)
+"""Of tokens, each from a row of the model."""
+
+
 def sequence_loss(head: Part, hidden: Tensor, labels: Tensor, smoothing: float = 0.0) -> Loss:
     """Sum the cross-entropy of `head(hidden)` against `labels`.
 
@@ -50,7 +87,8 @@ def sequence_loss(head: Part, hidden: Tensor, labels: Tensor, smoothing: float =
 
     The logits [N, V] of a batch are the largest tensor of a small model's training by far. Here they are made for
     a few rows at a time, turned into their own gradient in place, multiplied into the gradients of the rows and
-    of the head's matrix, and forgotten: memory for one chunk instead of a batch, and fewer passes over it.
+    of the head's matrix, and forgotten: memory for one chunk instead of a batch, and fewer passes over it. For a head
+    that is not trained, no gradient is made.
 
     Args:
         head: an `LMHead`; one with a plain `Linear` takes the fast path, any other is recomputed in backward.
@@ -103,8 +141,11 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
         with torch.autocast(device, enabled=False):
             inputs, matrix = rows.to(kind), weight.to(kind)
-            gradients = Gradients.like(inputs, weight, bias) if learning else None
-            size = min(len(rows), max(1, CHUNK_BYTES // (4 * len(weight))))
+            wanted = tuple(
+                x if need else None for x, need in zip((weight, bias), ctx.needs_input_grad[1:3], strict=True)
+            )
+            gradients = Gradients.like(inputs, *wanted) if learning else None
+            size = min(len(rows), chunk_rows(len(weight)))
             low = torch.empty(size, len(weight), dtype=kind, device=rows.device)
             room = low.to(torch.promote_types(kind, torch.float32))  # `low` itself where that is wide enough
             objective = room.new_zeros((), dtype=torch.float64)
@@ -131,8 +172,13 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: Tensor, _: Any) -> tuple[Any, ...]:
         found = ctx.gradients
-        bias = None if found.bias is None else found.bias * scale
-        return found.rows.to(ctx.kind) * scale, found.weight * scale, bias, None, None, None
+        weight, bias = (None if one is None else one * scale for one in (found.weight, found.bias))
+        return found.rows.to(ctx.kind) * scale, weight, bias, None, None, None
+
+
+def chunk_rows(vocabulary: int) -> int:
+    """Return for how many rows the logits are made at a time."""
+    return max(1, CHUNK_BYTES // (4 * vocabulary), min(CHUNK_ROWS, MOST_BYTES // (4 * vocabulary)))
 
 
 def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,18 +190,25 @@ def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Gradients:
-    """The gradients of the objective as they grow, chunk by chunk; `room` is reused for each chunk's share."""
+    """The gradients of the objective as they grow, chunk by chunk; None of a parameter that is not trained.
+
+    `room` is reused for each chunk's share where that is of another type than the sum.
+    """
 
     rows: Tensor
-    weight: Tensor
+    weight: Tensor | None
     bias: Tensor | None
-    room: Tensor
+    room: Tensor | None = None
 
     @classmethod
-    def like(cls, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Gradients:
-        """Make zeros for the parameters, and room for the rows [N, D]."""
-        room = torch.empty_like(weight, dtype=inputs.dtype)
-        return cls(torch.empty_like(inputs), torch.zeros_like(weight), None if bias is None else bias * 0, room)
+    def like(cls, inputs: Tensor, weight: Tensor | None, bias: Tensor | None) -> Gradients:
+        """Make zeros for the parameters that are given, and room for the rows [N, D]."""
+        made = cls(
+            torch.empty_like(inputs), *(None if one is None else torch.zeros_like(one) for one in (weight, bias))
+        )
+        if weight is not None and weight.dtype != inputs.dtype:
+            made.room = torch.empty_like(weight, dtype=inputs.dtype)
+        return made
 
     def add(self, start: int, piece: Tensor, matrix: Tensor, gradient: Tensor, low: Tensor) -> None:
         """Add a chunk: its rows [n, D], the matrix [V, D], the gradient of its logits [n, V], and room for that."""
@@ -163,7 +216,9 @@ class Gradients:
             self.bias += gradient.sum(0)
         narrow = low.copy_(gradient)
         torch.mm(narrow, matrix, out=self.rows[start : start + len(piece)])
-        if narrow.dtype == self.weight.dtype:
+        if self.weight is None:
+            return
+        if self.room is None:
             self.weight.addmm_(narrow.T, piece)
         else:
             self.weight += torch.mm(narrow.T, piece, out=self.room)

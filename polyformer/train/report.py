@@ -16,9 +16,17 @@ from polyformer.train.recipe import Job, Recipe, TextRecipe
 
 @dataclass(frozen=True)
 class Told:
-    """What a kind of recipe adds to a report: what its tokens are, sections, and commands with `{run}` in them."""
+    """What a kind of recipe adds to a report.
+
+    Attributes:
+        tokens: what its tokens are.
+        about: what there is to say of the model beside its size.
+        sections: the first one is a list.
+        commands: with `{run}` in them.
+    """
 
     tokens: str
+    about: str
     sections: list[str]
     commands: tuple[str, ...]
 
@@ -28,7 +36,7 @@ def write_report(out: Path, recipe: Job, rows: list[Row], told: Told, model: Tra
     head, *others = told.sections
     sections = [
         f"# {recipe.name}",
-        f"{head}\n{_summary(recipe, rows, told.tokens, model)}",
+        f"{head}\n{_summary(recipe, rows, told, model)}",
         *others,
         "## Data\n\n```\n" + (out / "splits" / "report.txt").read_text(encoding="utf-8").rstrip() + "\n```",
     ]
@@ -40,11 +48,11 @@ def write_report(out: Path, recipe: Job, rows: list[Row], told: Told, model: Tra
     (out / "report.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
-def _summary(recipe: Job, rows: list[Row], tokens: str, model: TransformerPart) -> str:
+def _summary(recipe: Job, rows: list[Row], told: Told, model: TransformerPart) -> str:
     steps = [row for row in rows if "loss" in row]
     held_out = [row["validation_loss"] for row in rows if "validation_loss" in row]
     lines = [
-        f"- parameters: {parameters_of(model):,}; vocabulary {recipe.tokenizer.vocabulary:,} ({recipe.tokenizer.kind})",
+        f"- parameters: {parameters_of(model):,}; {told.about}",
         f"- precision: {recipe.train.precision}; PyTorch {torch.__version__}, {torch.get_num_threads()} threads, "
         f"{platform.machine()}",
     ]
@@ -52,7 +60,7 @@ def _summary(recipe: Job, rows: list[Row], tokens: str, model: TransformerPart) 
         last = steps[-1]
         seconds = max(last["seconds"], 1e-9)
         lines.append(
-            f"- training: {last['step']:,} steps, {last['epoch']:.1f} epochs, {last['tokens']:,} {tokens} in "
+            f"- training: {last['step']:,} steps, {last['epoch']:.1f} epochs, {last['tokens']:,} {told.tokens} in "
             f"{seconds:.0f} s ({last['tokens'] / seconds:,.0f} a second)"
         )
         lines.append(f"- training loss at the end: {last['loss']:.3f} nats a token")
@@ -108,13 +116,13 @@ def text_sections(recipe: TextRecipe, scores: TextEvaluation) -> list[str]:
         masked = objective.reads == "both ways"
         names = ("with masks", "filled", "as it stands there") if masked else ("given", "written", "as it stands there")
         parts = [
-            "\n\n".join(f"_{name}_\n\n{_quoted(text)}" for name, text in zip(names, vars(one).values(), strict=True))
+            "\n\n".join(f"_{name}_\n\n{quoted(text)}" for name, text in zip(names, vars(one).values(), strict=True))
             for one in scores.samples
         ]
         sections.append("## On unseen texts\n\n" + "\n\n---\n\n".join(parts))
     return sections
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """Show a text as it is, whatever marks are in it."""
     return "\n".join(f"    {line}" for line in text.split("\n"))

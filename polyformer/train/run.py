@@ -13,23 +13,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from polyformer.errors import RunError
-from polyformer.parts.model import TransformerPart
 from polyformer.spec import Record, field_types
 from polyformer.train.checkpoints import Training, restore_checkpoint
 from polyformer.train.figures import draw_figures
-from polyformer.train.jobs import Opened, work_of
+from polyformer.train.jobs import Opened, Work
 from polyformer.train.journal import Journal, Listener, TensorBoard, read_metrics
 from polyformer.train.loop import Company, candidate, run, using
 from polyformer.train.machine import best_device, fastest_precision
 from polyformer.train.recipe import Job, TrainRecipe
 from polyformer.train.report import Told, write_report
-from polyformer.weights.assemble import disassemble
-from polyformer.weights.files import write_tensors
+from polyformer.train.works import work_of
 from polyformer.weights.folders import recover, staged_folder, unsaved, write_manifest
 
 J = TypeVar("J", bound=Job)
@@ -62,13 +60,14 @@ def train(
     recipe = reopen(recipe, out) if resume else create(recipe, out, force)
     if recipe.train.tensorboard:
         listeners = (*listeners, TensorBoard(out / "tensorboard"))
-    training, company, opened = _open(recipe, out, listeners)
+    work = work_of(recipe)
+    training, company, opened = _open(work, out, listeners)
     try:
         ending = run(training, recipe.train, company)
     finally:
         company.journal.close()
     if ending != "interrupted":
-        _finish(recipe, out, training, opened)
+        _finish(work, out, training, opened)
     return Outcome(out, ending != "interrupted")
 
 
@@ -78,13 +77,13 @@ def create(recipe: J, out: Path, force: bool = False) -> J:
     Everything that training reads lies in the folder afterwards: resuming does not ask for the corpora again.
     """
     if out.exists() and any(out.iterdir()) and not force:
-        state = "is a finished run" if (out / "model.safetensors").exists() else "holds an unfinished run"
+        state = "is a finished run" if (out / "scores.json").exists() else "holds an unfinished run"
         raise RunError(f"{out} {state}; go on with --resume, replace it with --force, or choose another --out")
     with staged_folder(out, replace=force) as stage:
         prepared: J = work_of(recipe).prepare(stage)
         recipe = prepared.replace(train=settle(prepared.train))
         (stage / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
-        (stage / "spec.json").write_text(work_of(recipe).spec().to_json(), encoding="utf-8")
+        work_of(recipe).begin(stage)
     return recipe
 
 
@@ -97,33 +96,34 @@ def settle(recipe: TrainRecipe) -> TrainRecipe:
     return recipe.replace(device=device, precision=precision)
 
 
-def _open(recipe: Job, out: Path, listeners: tuple[Listener, ...]) -> tuple[Training, Company, Opened]:
+def _open(work: Work[Any], out: Path, listeners: tuple[Listener, ...]) -> tuple[Training, Company, Opened]:
     """Build the model and the readers, and go back to the newest checkpoint if there is one."""
-    work = work_of(recipe)
+    recipe: Job = work.recipe
     opened = work.open(out)
     torch.manual_seed(recipe.train.seed)
-    model = work.spec().build().to(recipe.train.device)
-    assert isinstance(model, TransformerPart)
+    model = work.model().to(recipe.train.device)
     average = None if recipe.train.average is None else recipe.train.average.start()
     training = Training(model, recipe.train.optimiser.build(model), opened.train, average)
     restore_checkpoint(out / "checkpoints", training)
     journal = Journal(out / "metrics.jsonl", training.state.metrics_bytes, listeners)
-    return training, Company(out / "checkpoints", journal, opened.validation), opened
+    company = Company(out / "checkpoints", journal, opened.validation, opened.aim, opened.after_epoch)
+    return training, company, opened
 
 
-def _finish(recipe: Job, out: Path, training: Training, opened: Opened) -> None:
+def _finish(work: Work[Any], out: Path, training: Training, opened: Opened) -> None:
     """Put the weights that are kept into the model, judge them, and complete the folder; the manifest comes last."""
+    recipe: Job = work.recipe
     kept = training.best if recipe.train.patience and training.best else candidate(training)
-    model, work = training.model, work_of(recipe)
+    model = training.model
     with using(model, kept):
         model.eval()
-        write_tensors(out / "model.safetensors", disassemble(model))
+        work.keep(model, out)
         rows = read_metrics(out / "metrics.jsonl")
         draw_figures(rows, out / "figures")
         scores = opened.judge(model)
     with _saving(out):
         (out / "scores.json").write_text(json.dumps(scores.to_data(), indent=1, ensure_ascii=False), encoding="utf-8")
-        write_report(out, recipe, rows, Told(work.what, work.told(scores), work.commands), model)
+        write_report(out, recipe, rows, Told(work.what, work.about, work.told(scores), work.commands), model)
         write_manifest(out, PASSING)
 
 

@@ -18,14 +18,18 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from polyformer.errors import WeightsError
-from polyformer.weights.files import TensorMap
-from polyformer.weights.ggml import FORMATS, Format, dequantise
+from polyformer.weights.files import ReadMap, TensorMap
+from polyformer.weights.ggml import FORMATS, Format
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Value = bool | int | float | str | tuple[Any, ...]
 
@@ -49,25 +53,30 @@ class GgufFile:
     """An open file.
 
     Attributes:
-        metadata: keys and values; a long array is read when it is asked for.
+        metadata: keys and values; an array is read each time that it is asked for.
         tensors: by their names in the file, each converted when it is asked for.
         types: the name of each tensor's ggml format, and its shape in PyTorch's order.
-        stored: each tensor's bytes as they are in the file, uint8.
+        stored: each tensor's bytes as they are in the file.
+        header: the bytes before those of the tensors, which say all but what is in these.
     """
 
     path: Path
     metadata: Mapping[str, Value]
     tensors: TensorMap
     types: Mapping[str, tuple[str, tuple[int, ...]]]
-    stored: TensorMap
+    stored: Mapping[str, npt.NDArray[np.uint8]]
+    header: memoryview
 
 
-def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> GgufFile:
+def read_gguf(path: Path, dtype: torch.dtype | None = None) -> GgufFile:
     """Open a GGUF file; it stays memory-mapped as long as something refers to it.
 
+    PyTorch is imported when a tensor is asked for.
+
     Args:
-        dtype: what floating-point tensors become, except those stored as F32. These, and whole numbers, are views of
-            the file (private: training changes no file), so that nothing is rounded before a layout is undone.
+        dtype: what floating-point tensors become (float32 if None), except those stored as F32. These, and whole
+            numbers, are views of the file (private: training changes no file), so that nothing is rounded before a
+            layout is undone.
     Raises:
         WeightsError: naming the file and the key or tensor: another or an older format, big-endian bytes, a part of
             a split model; cut off; impossible counts, lengths, shapes or offsets, duplicate names, unknown types;
@@ -93,20 +102,19 @@ def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> GgufFile:
     types = {name: (entry.kind.name, entry.shape) for name, entry in entries.items()}
     stored = {name: functools.partial(_bytes, source, entry) for name, entry in entries.items()}
     named = (lambda name: f"{name!r} of {path.name}",)
-    return GgufFile(path, metadata, TensorMap(tensors, *named), types, TensorMap(stored, *named))
+    header_bytes = memoryview(header.mapped)[: header.place]
+    return GgufFile(path, metadata, TensorMap(tensors, *named), types, ReadMap(stored, *named), header_bytes)
 
 
 class Metadata(Mapping[str, Value]):
-    """Keys to values; arrays are read from the file when they are asked for."""
+    """Keys to values; arrays are read from the file each time that they are asked for, and not held."""
 
-    def __init__(self, values: dict[str, Value | _Array]) -> None:
+    def __init__(self, values: Mapping[str, Value | _Array]) -> None:
         self._values = values
 
     def __getitem__(self, key: str) -> Value:
         value = self._values[key]
-        if isinstance(value, _Array):
-            value = self._values[key] = value.read()
-        return value
+        return value.read() if isinstance(value, _Array) else value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -323,25 +331,31 @@ def _check_layout(path: Path, entries: Iterable[_Entry], alignment: int, size: i
             raise WeightsError(f"{path} is cut off: tensor {entry.name[:100]!r} ends at byte {end:,} of {size:,}")
 
 
-def _read(source: _Source, dtype: torch.dtype, entry: _Entry) -> Tensor:
-    as_it_is = entry.kind.as_it_is
+def _read(source: _Source, dtype: torch.dtype | None, entry: _Entry) -> Tensor:
+    import torch
+
+    from polyformer.weights.dequantise import as_it_is, dequantise
+
+    kept = as_it_is(entry.kind)
     if not entry.size:
-        return torch.empty(entry.shape, dtype=as_it_is or dtype, device="cpu")
+        return torch.empty(entry.shape, dtype=kept or dtype or torch.float32, device="cpu")
     mapped, first = source.piece(entry.first, entry.size)
-    if as_it_is is not None:
-        return torch.frombuffer(mapped, dtype=as_it_is, offset=first).view(entry.shape)
+    if kept is not None:
+        return torch.frombuffer(mapped, dtype=kept, offset=first).view(entry.shape)
     data = torch.frombuffer(mapped, dtype=torch.uint8, offset=first)
     try:
-        return dequantise(entry.kind, data, entry.shape, dtype, functools.partial(_release, mapped, first))
+        return dequantise(
+            entry.kind, data, entry.shape, dtype or torch.float32, functools.partial(_release, mapped, first)
+        )
     except WeightsError as error:
         raise WeightsError(f"{source.path}: tensor {entry.name[:100]!r}: {error}") from None
 
 
-def _bytes(source: _Source, entry: _Entry) -> Tensor:
+def _bytes(source: _Source, entry: _Entry) -> npt.NDArray[np.uint8]:
     if not entry.size:
-        return torch.empty(0, dtype=torch.uint8, device="cpu")
+        return np.empty(0, dtype=np.uint8)
     mapped, first = source.piece(entry.first, entry.size)
-    return torch.frombuffer(mapped, dtype=torch.uint8, offset=first)[: entry.size]
+    return np.frombuffer(mapped, dtype=np.uint8, count=entry.size, offset=first)
 
 
 def _release(mapped: mmap.mmap, first: int, count: int) -> None:

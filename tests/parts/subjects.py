@@ -111,6 +111,15 @@ def examples(cls: type[Spec]) -> Iterator[Subject]:
     elif cls in (parts.Embed, parts.Passages, parts.Transformer):
         longer = parts.Learned(WIDTH, 40)
         yield Subject(cls, "", sample.replace(positions=longer) if cls is parts.Embed else sample, "ids")
+    elif isinstance(sample, parts.Prefix):
+        for name in ("causal", "both ways"):
+            yield Subject(cls, name, parts.Adapted(attention(RULES[name], Heads(4, 2, 4)), (sample,)))
+    elif isinstance(sample, parts.AfterPrefix):
+        yield Subject(cls, "", parts.Embed(tokens, sample), "ids")
+    elif isinstance(sample, parts.Prompt):
+        yield Subject(cls, "", parts.Embed(parts.Adapted(parts.TokenEmbedding(11, WIDTH), (sample,))), "ids")
+    elif isinstance(sample, parts.Adapter):
+        yield Subject(cls, "", parts.Adapted(Linear(WIDTH, 5), (sample,)))
     elif cls is parts.Frames:
         yield Subject(cls, "", sample, "sound")
     else:
@@ -134,6 +143,10 @@ def variants() -> Iterator[Subject]:
         "BigBird's": attention(BIG_BIRD, kernel=parts.BlockSparse(2)),
         "causal, in blocks": attention(CAUSAL & (parts.BlockWindow(2) | parts.Edges(2, last=0))),
         "QK-norm": attention(q=parts.Chain((Linear(WIDTH, 16), parts.PerHead(parts.RMSNorm(4))))),
+        "fused": attention(qkv=Linear(WIDTH, 32), **dict.fromkeys("qkv", parts.Identity())),
+        "gate and up fused": FeedForward.gated(WIDTH, 12).replace(
+            gate_up=Linear(WIDTH, 24), gate=parts.Identity(), up=parts.Identity()
+        ),
         "of capacity 2": experts.replace(capacity=2),
         "weighed among all": experts.replace(weights="all"),
         "unmasked": parts.BatchNorm(WIDTH, masked=False),

@@ -33,9 +33,13 @@ from polyformer.parts import (
 )
 from polyformer.parts.embeddings import Add
 from polyformer.parts.residual import Chain, Residual
+from polyformer.shrink import Linear4
 from polyformer.spec import Record, Spec, field_types
 
 WIDTH = 8
+
+ROOMS = ("polyformer.parts.", "polyformer.shrink.")
+"""Where parts of models are at home."""
 
 
 def block(width: int = WIDTH, cross: bool = False) -> Chain:
@@ -79,6 +83,7 @@ SAMPLES: dict[type[Spec], Spec] = {
     type(sample): sample
     for sample in (
         Linear(3, 5),
+        Linear4(WIDTH, 5),
         LayerNorm(WIDTH),
         RMSNorm(WIDTH),
         BatchNorm(WIDTH),
@@ -159,12 +164,22 @@ SAMPLES: dict[type[Spec], Spec] = {
         parts.Squeeze(),
         parts.Clip(3.0),
         parts.MeanOfHeads((Linear(WIDTH, 2), Linear(WIDTH, 2))),
+        parts.Identity(),
         parts.Branches((Linear(WIDTH, WIDTH), LayerNorm(WIDTH))),
         parts.Repeat(block(), 3),
         parts.Coupling(FeedForward.of_widths(WIDTH // 2, 6), Linear(WIDTH // 2, WIDTH // 2)),
         parts.Reversible((coupling(),) * 2, LayerNorm(2 * WIDTH)),
         parts.Chunked(FeedForward.of_widths(WIDTH, 12), 2),
         parts.SpatialGating.of_width(WIDTH, 12, Causal() & SameDocument()),
+        parts.LoRA("one", 1.0, WIDTH, 5, 2, 4.0, dropout=Dropout(0.1)),
+        parts.DoRA("one", 0.5, WIDTH, 5, 3, 4.0, "root"),
+        parts.IA3("one", 1.0, WIDTH, "inputs"),
+        parts.Whole("one", 1.0, Linear(WIDTH, 5)),
+        parts.Prefix("one", 1.0, 3, WIDTH),
+        parts.MadePrefix.of_widths("one", 3, WIDTH, 4, 5),
+        parts.AfterPrefix(Learned(WIDTH, 43), "one", 1.0, 3),
+        parts.Prompt("one", 1.0, 3, WIDTH, 11),
+        parts.Adapted(Linear(WIDTH, 5), (parts.LoRA("one", 1.0, WIDTH, 5, 2, 4.0), parts.IA3("two", 0.5, 5))),
     )
 }
 
@@ -178,8 +193,8 @@ BLOCKS = (
 
 
 def of_the_package(cls: type[Record]) -> bool:
-    """Tell the records of `polyformer.parts` from those that tests make."""
-    return cls.__module__.startswith(parts.__name__)
+    """Tell the records of which models are made from those that tests make."""
+    return cls.__module__.startswith(ROOMS)
 
 
 def buildable() -> list[type[Spec]]:

@@ -18,7 +18,8 @@ from polyformer.spec import Record, rewrite
 from polyformer.train.averages import Ema, LastCheckpoints, weights_of
 from polyformer.train.checkpoints import Training, restore_checkpoint
 from polyformer.train.journal import Journal, read_metrics
-from polyformer.train.loop import Company, accumulate, batch_loss, candidate, run, using
+from polyformer.train.loop import Company, accumulate, candidate, run, using
+from polyformer.train.objectives import batch_loss
 from polyformer.train.optimisers import AdamW, clip_gradients
 from polyformer.train.recipe import Recipe, TrainRecipe
 from polyformer.train.schedules import Constant, Steps

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from polyformer.bench.memory import memory_of
 from polyformer.parts import Linear, LMHead
 from polyformer.parts.heads import LMHeadPart
 from polyformer.parts.linear import LinearPart
@@ -103,6 +104,27 @@ def test_logits_of_the_whole_batch_are_never_held() -> None:
     with Watch():
         sequence_loss(head, hidden, labels, 0.1).objective.backward()
     assert largest <= objectives.CHUNK_BYTES // 4 < rows * vocabulary / 4
+
+
+def test_a_frozen_head_gets_no_gradient_nor_room_for_one() -> None:
+    vocabulary = 4096
+    labels, hidden = torch.randint(vocabulary, (8,)), torch.randn(8, 16, requires_grad=True)
+    head = make_head(vocabulary, bias=True)
+    (wanted,) = torch.autograd.grad(sequence_loss(head, hidden, labels).objective, hidden)
+    took = []
+    for learns in (True, False):
+        head.requires_grad_(learns)
+        took.append(memory_of(lambda: torch.autograd.grad(sequence_loss(head, hidden, labels).objective, hidden)))
+    (found,) = torch.autograd.grad(sequence_loss(head, hidden, labels).objective, hidden)
+    assert torch.equal(found, wanted)
+    assert took[0].peak - took[1].peak >= 4 * vocabulary * 16
+
+
+def test_a_large_vocabulary_gets_chunks_of_enough_rows() -> None:
+    assert objectives.chunk_rows(8192) == 256
+    assert objectives.chunk_rows(49152) == 128
+    assert objectives.chunk_rows(2**18) == 32
+    assert objectives.chunk_rows(2**26) == 1
 
 
 def test_without_gradients_nothing_is_kept() -> None:

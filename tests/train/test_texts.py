@@ -19,7 +19,8 @@ from polyformer import load
 from polyformer.cli import app
 from polyformer.errors import DataError, RunError, SpecError
 from polyformer.train.journal import read_metrics
-from polyformer.train.recipe import Job, TextRecipe, read_recipe
+from polyformer.train.reading import read_recipe
+from polyformer.train.recipe import Job, TextRecipe
 from polyformer.train.run import reopen, train
 from polyformer.train.schedules import Steps
 from polyformer.weights.folders import check_manifest

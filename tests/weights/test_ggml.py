@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from polyformer.errors import WeightsError
-from polyformer.weights import ggml
-from polyformer.weights.ggml import FORMATS, Format, dequantise
+from polyformer.weights import dequantise as converting
+from polyformer.weights.dequantise import dequantise
+from polyformer.weights.ggml import FORMATS, Format
 from tests.weights.gguf_writer import FORMAT, HALVES, random_blocks
 
-PACKAGED = [kind.name for kind in FORMATS.values() if kind.dtype is None and kind.name not in HALVES]
-PLAIN = [kind.name for kind in FORMATS.values() if kind.dtype is not None]
+PACKAGED = [kind.name for kind in FORMATS.values() if kind.plain is None and kind.name not in HALVES]
+PLAIN = [kind.name for kind in FORMATS.values() if kind.plain is not None]
 
 
 def bits(tensor: Tensor) -> list[int]:
@@ -110,8 +111,8 @@ def test_blocks_made_by_hand(name: str) -> None:
 @pytest.mark.parametrize("name", PLAIN)
 def test_plain_numbers(name: str) -> None:
     kind = FORMAT[name]
-    assert kind.dtype is not None
-    numbers = torch.tensor([[1, -2, 3], [4, 5, -6]], dtype=kind.dtype)
+    assert kind.plain is not None
+    numbers = torch.tensor([[1, -2, 3], [4, 5, -6]], dtype=getattr(torch, kind.plain or ""))
     found = dequantise(kind, numbers.view(torch.uint8).flatten(), (2, 3))
     assert found.dtype == torch.float32
     assert found.tolist() == numbers.tolist()
@@ -123,7 +124,7 @@ def test_chunks_and_dtypes_change_nothing(monkeypatch: pytest.MonkeyPatch, dtype
     for name in HALVES:
         blocks = random_blocks(FORMAT[name], 11)
         whole = dequantise(FORMAT[name], blocks.flatten(), (11, FORMAT[name].weights))
-        monkeypatch.setattr(ggml, "CHUNK", chunk)
+        monkeypatch.setattr(converting, "CHUNK", chunk)
         spent: list[int] = []
         found = dequantise(FORMAT[name], blocks.flatten(), (11, FORMAT[name].weights), dtype, spent.append)
         monkeypatch.undo()

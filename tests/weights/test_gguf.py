@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from polyformer.errors import WeightsError
 from polyformer.weights import gguf as under_test
-from polyformer.weights.ggml import dequantise
+from polyformer.weights.dequantise import dequantise
 from polyformer.weights.gguf import read_gguf
 from tests.weights.gguf_writer import FORMAT, described, gguf, head, plain, smollm2, stored, text
 

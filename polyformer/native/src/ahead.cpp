@@ -50,13 +50,14 @@ bool State::look_ahead(const std::vector<Phase>& phases, size_t done, int thread
         }
         return true;
     }
+    if (one.code != LOOK) return true;  // which experts' matrices are read isn't known yet
     const CacheShape& shape = model_.program.caches[(size_t)one.number];
     for (int64_t i = first; i < end; ++i) {
         const Piece& piece = pieces_[next][(size_t)i];
-        const int64_t keys = std::min(keys_of(one, piece.row + piece.rows - 1), settings_.room), cell = bytes_of(settings_.cell);
         const Place& place = place_of(one);
+        const int64_t keys = std::min(keys_of(one, piece.row + piece.rows - 1), place.room), cell = bytes_of(settings_.cell);
         const uint8_t* cells = store_of(one, piece.row).cells.get();
-        const int64_t group = piece.group * settings_.room, padded = up_to(shape.width, PANEL);
+        const int64_t group = piece.group * place.room, padded = up_to(shape.width, PANEL);
         ahead.bytes.emplace_back(cells + (place.values + group * padded) * cell, std::min(keys * padded * cell, MOST_BYTES / 8));
         ahead.bytes.emplace_back(cells + (place.keys + group * shape.width) * cell, std::min(keys * shape.width * cell, MOST_BYTES / 8));
     }

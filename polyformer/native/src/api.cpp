@@ -94,8 +94,16 @@ FACE int32_t pf_step(void* state, int64_t count, const int64_t* ids, const int64
     return guarded(error, [&] { ((State*)state)->step(Tokens{count, ids, slots, places, wanted, rows}, scores); });
 }
 
-FACE int32_t pf_read(void* state, int64_t slot, int64_t count, const int64_t* ids, char* error) {
-    return guarded(error, [&] { ((State*)state)->read(slot, count, ids); });
+FACE int32_t pf_best(void* state, int64_t count, const int64_t* ids, const int64_t* slots, const int64_t* places,
+                     int64_t wanted, const int64_t* rows, int64_t top, int64_t barred, const int64_t* forbidden,
+                     float* likely, int64_t* found, char* error) {
+    return guarded(error, [&] {
+        ((State*)state)->best(Tokens{count, ids, slots, places, wanted, rows}, Choice{top, barred, forbidden}, likely, found);
+    });
+}
+
+FACE int32_t pf_read(void* state, int64_t count, const int64_t* ids, const int64_t* slots, char* error) {
+    return guarded(error, [&] { ((State*)state)->read(count, ids, slots); });
 }
 
 FACE int32_t pf_truncate(void* state, int64_t slot, int64_t length, char* error) {
@@ -108,6 +116,10 @@ FACE int32_t pf_clear(void* state, int64_t slot, char* error) {
 
 FACE int32_t pf_copy(void* state, int64_t source, int64_t target, int64_t length, char* error) {
     return guarded(error, [&] { ((State*)state)->copy(source, target, length); });
+}
+
+FACE int32_t pf_earliest(void* state, int64_t slot, int64_t* length, char* error) {
+    return guarded(error, [&] { *length = ((State*)state)->earliest(slot); });
 }
 
 FACE int32_t pf_length(void* state, int64_t slot, int64_t* length, char* error) {

@@ -39,11 +39,13 @@ void State::pieces_of(const Instruction& one, std::vector<Piece>& into) const {
     int64_t heads = std::min(sharing, PIECE);
     while (heads > 1 && tokens_.count * groups * ((sharing + heads - 1) / heads) < settings_.threads) heads = (heads + 1) / 2;
     const int64_t rows = std::max<int64_t>(1, PIECE / heads);
+    const auto together = [&](int64_t row, int64_t other) {
+        if (one.choice == 1) return &store_of(one, row) == &store_of(one, other);  // hypotheses of one text, too
+        return tokens_.slots[other] == tokens_.slots[row] && tokens_.places[other] == tokens_.places[row] + other - row;
+    };
     for (int64_t row = 0, count; row < tokens_.count; row += count) {
         count = 1;
-        while (count < rows && row + count < tokens_.count && tokens_.slots[row + count] == tokens_.slots[row] &&
-               tokens_.places[row + count] == tokens_.places[row] + count)
-            ++count;
+        while (count < rows && row + count < tokens_.count && together(row, row + count)) ++count;
         for (int64_t group = 0; group < groups; ++group)
             for (int64_t head = 0; head < sharing; head += heads)
                 into.push_back({row, count, group, group * sharing + head, std::min(heads, sharing - head)});
@@ -81,17 +83,17 @@ void State::score(const Instruction& one, const Piece& piece, float* scores, int
     const CacheShape& shape = model_.program.caches[(size_t)one.number];
     const Place& place = place_of(one);
     const Store& store = store_of(one, piece.row);
-    const int64_t rows = piece.rows * piece.heads, room = settings_.room;
+    const int64_t rows = piece.rows * piece.heads, room = place.room, gone = store.first[(size_t)one.number];
     float* queries = scratch_[(size_t)thread].get() + PIECE * width;
     for (int64_t i = 0; i < rows; ++i) {
         const float* from = row_of(one.x, piece.row + i / piece.heads) + (piece.head + i % piece.heads) * shape.width;
         for (int64_t k = 0; k < shape.width; ++k) queries[i * shape.width + k] = from[k] * one.scale;
     }
-    const int64_t at = place.keys + (piece.group * room + first) * shape.width;
+    const int64_t at = place.keys + (piece.group * room + first - gone) * shape.width;
     kernels_.panels[settings_.cell](Panels{queries, shape.width, rows, store.cells.get() + at * bytes_of(settings_.cell), PANEL,
                                            PANEL * shape.width, (end - first + PANEL - 1) / PANEL, shape.width, scores, width});
     if (settings_.cell != CELL_I8) return;
-    const float* scales = store.scales.get() + place.key_scales + piece.group * room + first;
+    const float* scales = store.scales.get() + place.key_scales + piece.group * room + first - gone;
     for (int64_t i = 0; i < rows; ++i)
         for (int64_t k = 0; k < end - first; ++k) scores[i * width + k] *= scales[k];
 }
@@ -102,14 +104,15 @@ void State::mix(const Instruction& one, const Piece& piece, float* scores, int64
     const CacheShape& shape = model_.program.caches[(size_t)one.number];
     const Place& place = place_of(one);
     const Store& store = store_of(one, piece.row);
-    const int64_t rows = piece.rows * piece.heads, room = settings_.room, padded = up_to(shape.width, PANEL);
+    const int64_t rows = piece.rows * piece.heads, room = place.room, padded = up_to(shape.width, PANEL);
+    const int64_t gone = store.first[(size_t)one.number];
     float* mixed = scratch_[(size_t)thread].get() + PIECE * width;
     if (settings_.cell == CELL_I8) {
-        const float* scales = store.scales.get() + place.value_scales + piece.group * room + first;
+        const float* scales = store.scales.get() + place.value_scales + piece.group * room + first - gone;
         for (int64_t i = 0; i < rows; ++i)
             for (int64_t k = 0; k < end - first; ++k) scores[i * width + k] *= scales[k];
     }
-    const int64_t at = place.values + (piece.group * room + first) * padded;
+    const int64_t at = place.values + (piece.group * room + first - gone) * padded;
     kernels_.panels[settings_.cell](Panels{scores, width, rows, store.cells.get() + at * bytes_of(settings_.cell), padded, PANEL,
                                            padded / PANEL, end - first, mixed, padded});
     for (int64_t i = 0; i < rows; ++i) {

@@ -14,7 +14,7 @@ namespace polyformer {
 // four columns. Of 4-bit codes, a byte holds a code of the first 16 columns below and one of the last 16 above.
 enum Kind : int32_t { F32, Q8, Q8M, Q4, Q4M, KINDS };
 
-constexpr int64_t BLOCK = 16, GROUP = 32;
+constexpr int64_t BLOCK = 16, GROUP = 32, SCAN = 64;
 
 constexpr bool has_minima(Kind kind) { return kind == Q8M || kind == Q4M; }
 constexpr int bits_of(Kind kind) { return kind == Q4 || kind == Q4M ? 4 : 8; }
@@ -67,6 +67,10 @@ struct Kernels {
     void (*norm)(const float* x, float* out, int64_t n, const float* gain, const float* bias, float eps, float offset,
                  bool centred);
     void (*apply)(int32_t function, const float* x, const float* times, float* out, int64_t n);
+    // The largest of each SCAN numbers, and of all; no number, if any is none or infinite.
+    float (*largest)(const float* x, int64_t n, float* of_each);
+    // The sum of e^(x - most).
+    double (*exponentials)(const float* x, int64_t n, float most);
 };
 
 extern const Kernels portable_kernels;

@@ -271,6 +271,46 @@ void apply(int32_t function, const float* x, const float* times, float* out, int
     }
 }
 
+float largest(const float* x, int64_t n, float* of_each) {
+    i8x bad = i8x{0, 0, 0, 0, 0, 0, 0, 0};
+    bool odd = false;
+    float all = -INFINITY;
+    for (int64_t first = 0; first < n; first += polyformer::SCAN, ++of_each) {
+        float most = -INFINITY;
+        if (first + polyformer::SCAN <= n) {
+            f8 found = all8(-INFINITY);
+            for (int64_t i = first; i < first + polyformer::SCAN; i += 8) {
+                const f8 some = load8(x + i);
+                bad |= ~(i8x)(some < all8(INFINITY));
+                found = max8(some, found);
+            }
+            most = max_of(found);
+        } else {
+            for (int64_t i = first; i < n; ++i) {
+                odd |= !(x[i] < INFINITY);
+                most = x[i] > most ? x[i] : most;
+            }
+        }
+        *of_each = most;
+        all = most > all ? most : all;
+    }
+    for (int i = 0; i < 8; ++i) odd |= bad[i] != 0;
+    return odd ? NAN : all;
+}
+
+double exponentials(const float* x, int64_t n, float most) {
+    double all = 0;
+    for (int64_t first = 0; first < n; first += polyformer::SCAN) {
+        const int64_t end = first + polyformer::SCAN < n ? first + polyformer::SCAN : n;
+        f8 total = all8(0);
+        int64_t i = first;
+        for (; i + 8 <= end; i += 8) total += exp8(load8(x + i) - most);
+        all += (double)sum_of(total);
+        for (; i < end; ++i) all += exp((double)(x[i] - most));
+    }
+    return all;
+}
+
 }  // namespace
 
 #define KERNELS(NAME)                                                                                             \
@@ -278,5 +318,5 @@ void apply(int32_t function, const float* x, const float* times, float* out, int
         NAME, quantise,                                                                                           \
             {float_product, coded_product<8, false>, coded_product<8, true>, coded_product<4, false>,             \
              coded_product<4, true>},                                                                             \
-            {panels<float>, panels<uint16_t>, panels<int8_t>}, softmax, norm, apply                               \
+            {panels<float>, panels<uint16_t>, panels<int8_t>}, softmax, norm, apply, largest, exponentials     \
     }
