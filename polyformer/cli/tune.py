@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from polyformer.cli.common import INTERRUPTED, AsJson, Force, Model, Settings, app, fail
+from polyformer.cli.common import INTERRUPTED, AsJson, Force, Model, Settings, app, fail, load_model
 from polyformer.errors import RunError, suggest
 
-METHODS = {"full": "Full"}
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"type": "Full"},
+    "lora": {"type": "Adapt", "change": {"type": "LoraChange"}},
+    "dora": {"type": "Adapt", "change": {"type": "DoraChange"}},
+    "ia3": {"type": "Adapt", "change": {"type": "Ia3Change"}},
+    "qlora": {"type": "Adapt", "change": {"type": "LoraChange"}, "quantised": {}},
+}
 
 Method = Annotated[str, typer.Option(metavar="METHOD", help=f"Which weights change: {', '.join(METHODS)}.")]
 
@@ -59,6 +66,32 @@ def tune(
         typer.echo((out / "report.md").read_text(encoding="utf-8"))
 
 
+@app.command(epilog="Example: polyformer merge smollm2 tuned --out smollm2-tuned")
+def merge(
+    model: Model,
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter for MODEL, in PEFT's layout.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder that is written.")],
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Merge an adapter into its base's matrices and save the model, which is as fast as the base.
+
+    How far its answers are from those with the adapter apart is printed; matrices become floating-point numbers.
+    """
+    from polyformer.loaded import save
+    from polyformer.loaded.adapted import merged
+
+    found, drift = merged(load_model(model, adapter))
+    save(found, out, force)
+    if as_json:
+        told = {"out": str(out)} | ({} if drift is None else {"drift": drift.to_data()})
+        typer.echo(json.dumps(told, ensure_ascii=False))
+        return
+    if drift is not None:
+        typer.echo(str(drift))
+    typer.echo(f"saved in {out}")
+
+
 def _recipe(model: Path, data: Path, out: Path, method: str) -> dict[str, Any]:
     """Return the recipe of a call, as data, with the learning rate that the method begins with."""
     from polyformer.spec import Record
@@ -66,13 +99,13 @@ def _recipe(model: Path, data: Path, out: Path, method: str) -> dict[str, Any]:
 
     if method not in METHODS:
         raise RunError(f"there is no method '{method}'{suggest(method, METHODS)}")
-    kind = Record.registry[METHODS[method]]
+    kind = Record.registry[METHODS[method]["type"]]
     assert issubclass(kind, TuneMethod)
     return {
         "type": "TuneRecipe",
         "name": out.name,
         "base": str(model),
         "data": {"path": str(data)},
-        "method": {"type": METHODS[method]},
+        "method": copy.deepcopy(METHODS[method]),
         "train": {"schedule": {"type": "Cosine", "peak": kind.rate, "warmup": 10}},
     }

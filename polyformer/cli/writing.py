@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from polyformer.cli.common import AsJson, Model, Weights, app, lines_of_input, load_writer
+from polyformer.cli.common import Adapter, AsJson, Model, Weights, app, lines_of_input, load_writer
 from polyformer.cli.sampling import samples
 from polyformer.errors import PolyformerError, RunError
 
@@ -35,12 +35,13 @@ def generate(
     chat: Annotated[
         bool, typer.Option("--chat", help="Each text is a message, put in the model's chat template.")
     ] = False,
+    adapter: Adapter = None,
     weights: Weights = None,
     as_json: AsJson = False,
     stats: Stats = False,
 ) -> None:
     """Continue texts, or answer them with an encoder-decoder model, all together, and print them as they come."""
-    loaded = load_writer(model, weights)
+    loaded = load_writer(model, weights, adapter=adapter)
     searches = loaded.reads_source and not sampling.temperature
     engine = None if searches and not chat else loaded.engine()
     for some in [prompts] if prompts else lines_of_input():
@@ -71,6 +72,7 @@ def chat(
     model: Model,
     sampling: Any,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told first.")] = None,
+    adapter: Adapter = None,
     weights: Weights = None,
     stats: Stats = False,
 ) -> None:
@@ -80,7 +82,7 @@ def chat(
     """
     from polyformer.generate import Capacity
 
-    loaded = load_writer(model, weights)
+    loaded = load_writer(model, weights, adapter=adapter)
     first = [] if system is None else [{"role": "system", "content": system}]
     talk = Talk(loaded, loaded.engine(2, Capacity(kept=1)), sampling, list(first))
     if sys.stdin.isatty():

@@ -163,21 +163,16 @@ class RelatedRows(Reader[RelatedBatch]):
         each, self.seed = sizes
         found = [one.data for one in examples]
         self.anchors = fit(tokenizer, [one["anchor"] for one in found], length)
-        positives, negatives = (
-            [one["positive"] for one in found],
-            [one["negative"] for one in found if "negative" in one],
-        )
+        positives = [one["positive"] for one in found]
+        negatives = [one["negative"] for one in found if "negative" in one]
         self.others = fit(tokenizer, [*positives, *negatives], length)
         numbers: dict[str, int] = {}
         self.same = torch.tensor([numbers.setdefault(text, len(numbers)) for text in (*positives, *negatives)])
         place = np.cumsum([0, *("negative" in one for one in found)])
         self.negative = [len(found) + int(place[i]) if "negative" in one else -1 for i, one in enumerate(found)]
         count = len(found)
-        edges = (
-            [*range(0, count, each), count]
-            if count % each != 1 or count < each
-            else [*range(0, count - 1, each), count]
-        )
+        last = max(count - 1, 1)  # a single pair has no others to be told from, and goes with those before it
+        edges = [*range(0, last, each), count]
         super().__init__(np.arange(count), np.array(edges, np.int64))
 
     def fingerprint(self) -> str:

@@ -27,7 +27,7 @@ ENDINGS: Mapping[Answers, str] = {
 
 
 class Headed(NamedTuple):
-    """A model with a head for labels, and the names of its tensors that are new; none if it had that head before."""
+    """A model with a head for labels, and the names of its parameters that are new; none if it had that head."""
 
     loaded: Loaded
     new: tuple[str, ...]
@@ -69,7 +69,9 @@ def with_head(loaded: Loaded, answers: Answers, labels: tuple[str, ...]) -> Head
         if before is None:
             fresh.append(name)
     model = ready(assemble(spec, family.names().to_ours(found)))
-    return Headed(dataclasses.replace(loaded, model=model, family=family, labels=labels), tuple(fresh))
+    places = {found[name].data_ptr() for name in fresh}
+    new = tuple(name for name, tensor in disassemble(model).items() if tensor.data_ptr() in places)
+    return Headed(dataclasses.replace(loaded, model=model, family=family, labels=labels), new)
 
 
 def _answering(family: Family, answers: Answers, labels: tuple[str, ...]) -> Family:

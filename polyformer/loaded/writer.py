@@ -55,8 +55,8 @@ class Packing:
         self._stopped = True
 
     def _pack(self) -> None:
-        machine, program = machine_for(1, self.plan.context), self.plan.program
         try:
+            machine, program = machine_for(1, self.plan.context), self.plan.program
             self._made = NativeModel(program, self._given, kinds_for(program, self.held), machine.room)
         except Exception as error:  # which `done` raises
             self._error = error

@@ -19,6 +19,7 @@ from polyformer.errors import SpecError
 from polyformer.native.program import (
     NONE,
     CacheShape,
+    ExpertChoice,
     Instruction,
     Multiply,
     PickRows,
@@ -79,6 +80,7 @@ class Builder:
     _weights: dict[str, Weight] = field(default_factory=dict)
     _caches: list[CacheShape] = field(default_factory=list)
     _waves: list[Waves] = field(default_factory=list)
+    _choices: list[ExpertChoice] = field(default_factory=list)
 
     def program(self) -> Program:
         """Lower the whole model."""
@@ -105,6 +107,7 @@ class Builder:
             tuple(write),
             tuple(read),
             self.length,
+            tuple(self._choices),
         )
 
     def _lower_encoder(self) -> None:
@@ -189,6 +192,11 @@ class Builder:
         if waves not in self._waves:
             self._waves.append(waves)
         return self._waves.index(waves)
+
+    def choice(self, choice: ExpertChoice) -> int:
+        """Return a new choice of experts."""
+        self._choices.append(choice)
+        return len(self._choices) - 1
 
     def limit(self, length: int | None) -> None:
         """Say that there are only so many places."""

@@ -42,8 +42,6 @@ MODULES = "sentence_transformers.models"
 class Labelling(Lesson):
     """A head that gives scores to labels: the model's own where it has these labels, or a new one."""
 
-    answer: ClassVar[Answers]
-
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels, in the order of the head's scores."""
@@ -52,6 +50,7 @@ class Labelling(Lesson):
 
     @property
     def answers(self) -> bool:
+        assert self.answer is not None
         return has_head(self.base, self.answer, self.labels)
 
     @abstractmethod
@@ -80,11 +79,9 @@ class Labelling(Lesson):
         return [places[name] for name in named]
 
     def headed(self, loaded: Loaded) -> Loaded:
-        made, new = with_head(loaded, self.answer, self.labels)
-        self.new = new
+        assert self.answer is not None
+        made, self.new = with_head(loaded, self.answer, self.labels)
         return made
-
-    new: tuple[str, ...] = ()
 
     @property
     def notes(self) -> list[str]:
@@ -103,7 +100,7 @@ class Classifying(Labelling):
     item = "a text"
     names = ("text", "label given", "label that stands there")
     aim: Aim = LABELS
-    answer: ClassVar[Answers] = "sequence"
+    answer: ClassVar[Answers | None] = "sequence"
 
     def named(self, example: Example) -> Iterable[str]:
         return (str(example.data["label"]),)

@@ -20,6 +20,7 @@ from polyformer.generate.search import positions_of
 from polyformer.judge import HeldOut, Sample, Samples
 from polyformer.judge.texts import continued
 from polyformer.loaded import Loaded
+from polyformer.loaded.heads import Answers
 from polyformer.loaded.writing import context_of
 from polyformer.parts.contract import contract_of
 from polyformer.parts.heads import LMHeadPart
@@ -69,6 +70,8 @@ class Lesson(ABC):
         item: one of these.
         names: what its samples show, in order.
         aim: what is minimised.
+        answer: what labels are of, where it learns such; None for words.
+        new: the parameters of a head that is new.
     """
 
     kinds: ClassVar[tuple[Kind, ...]]
@@ -76,6 +79,8 @@ class Lesson(ABC):
     item: ClassVar[str] = "a token"
     names: ClassVar[tuple[str, str, str]] = ("given", "written", "as it stands there")
     aim: Aim = LIKELIHOOD
+    answer: ClassVar[Answers | None] = None
+    new: tuple[str, ...] = ()
 
     def __init__(self, recipe: TuneRecipe, base: Loaded) -> None:
         self.recipe, self.base = recipe, base
@@ -236,9 +241,7 @@ class Reading(Lesson):
     def settled(self, splits: ExampleSplits) -> TuneRecipe:
         model = self.base.model
         if (model.encoder is not None and model.decoder is not None) or not isinstance(model.head, LMHeadPart):
-            raise SpecError(
-                f"{self.recipe.base} has no head that says tokens of one text, so it can't learn from texts"
-            )
+            raise SpecError(f"{self.recipe.base} has no head over the tokens of one text, so it can't learn from texts")
         if self.recipe.batch.packing == "padded":
             raise SpecError("plain texts fill their rows; batch.packing can be apart or joined")
         self.refuse_packing()

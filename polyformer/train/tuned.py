@@ -94,7 +94,8 @@ class OfTuning(Work[TuneRecipe]):
     @functools.cached_property
     def prepared(self) -> Loaded:
         """The model that is trained, with a new head where it lacks one, and what the method adds."""
-        return self.recipe.method.prepare(self.lesson.headed(self.base))
+        headed = self.lesson.headed(self.base)
+        return self.recipe.method.prepare(headed, self.lesson.new)
 
     @property
     def what(self) -> str:
@@ -107,7 +108,7 @@ class OfTuning(Work[TuneRecipe]):
         self.lesson.recipe = self.recipe
         notes = [f"{name}: {note}" for name in PARTS for note in self.lesson.reader(getattr(splits, name))[1]]
         with torch.random.fork_rng():
-            self.recipe.method.prepare(self.lesson.headed(self.base))
+            self.recipe.method.prepare(self.lesson.headed(self.base), self.lesson.new)
         (folder / "splits").mkdir()
         for name in PARTS:
             write_examples(folder / "splits" / f"{name}.jsonl", getattr(splits, name))
@@ -133,7 +134,8 @@ class OfTuning(Work[TuneRecipe]):
         return self.prepared.model
 
     def keep(self, model: TransformerPart, folder: Path) -> None:
-        self.recipe.method.keep(dataclasses.replace(self.prepared, model=model), folder)
+        answers = self.lesson.answer if self.lesson.new else None
+        self.recipe.method.keep(dataclasses.replace(self.prepared, model=model), folder, self.recipe.base, answers)
 
     def open(self, folder: Path) -> Opened:
         if self.recipe.base_hash not in (None, hash_of(self.base.model)):
@@ -178,7 +180,8 @@ class OfTuning(Work[TuneRecipe]):
 
     @property
     def commands(self) -> tuple[str, ...]:
-        return self.lesson.commands
+        named = self.recipe.method.named.replace("{base}", self.recipe.base)
+        return tuple(command.replace("{run}", named) for command in self.lesson.commands)
 
 
 def load_base(path: str) -> Loaded:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import fnmatch
+import dataclasses
 from pathlib import Path
 from typing import ClassVar
 
 from polyformer.data.turns import Prompts, TurnRecipe
-from polyformer.errors import SpecError, suggest
+from polyformer.errors import SpecError
 from polyformer.generate import Sampling
 from polyformer.loaded import Loaded
+from polyformer.loaded.adapted import write_adapter_into
 from polyformer.loaded.files import write_into
-from polyformer.parts.model import TransformerPart
-from polyformer.spec import Record
+from polyformer.loaded.heads import Answers
+from polyformer.shrink import Quantise
+from polyformer.spec import Record, field_types
+from polyformer.swap import Swap, transplant
 from polyformer.train.optimisers import AdamW
 from polyformer.train.recipe import Job, TrainRecipe
 from polyformer.train.schedules import Budget, Cosine, Epochs, Schedule
+from polyformer.tune import LoraChange, attach, freeze
 
 
 class TuneData(Record):
@@ -115,51 +119,85 @@ class TuneMethod(Record, abstract=True):
 
     rate: ClassVar[float]
 
-    def prepare(self, loaded: Loaded) -> Loaded:
+    def prepare(self, loaded: Loaded, new: tuple[str, ...] = ()) -> Loaded:
         """Return the model to be trained; its parameters that may change want gradients, all others don't.
 
+        Args:
+            new: parameters of a new head, which must be trained.
         Raises:
             SpecError: it can't be done with this model.
         """
         raise NotImplementedError
 
-    def keep(self, loaded: Loaded, folder: Path) -> None:
-        """Write the result into a folder."""
-        write_into(loaded, folder)
+    def keep(self, loaded: Loaded, folder: Path, base: str, answers: Answers | None) -> None:
+        """Write the result into a folder.
+
+        Args:
+            base: what the model was loaded from.
+            answers: what the labels of a new head are of.
+        """
+        raise NotImplementedError
+
+    @property
+    def named(self) -> str:
+        """How the command line calls the result: `{run}` stands for its folder, `{base}` for the base."""
+        return "{run}"
 
 
 class Full(TuneMethod):
-    """All weights, but those whose names match a pattern of `frozen`, such as "decoder.blocks.0.*"."""
+    """All weights, but those that patterns of `frozen` mean, such as "decoder.blocks.0.*" (see `tune.freeze`)."""
 
     rate: ClassVar[float] = 2e-5
 
     frozen: tuple[str, ...] = ()
 
-    def prepare(self, loaded: Loaded) -> Loaded:
-        freeze(loaded.model, self.frozen)
+    def prepare(self, loaded: Loaded, new: tuple[str, ...] = ()) -> Loaded:
+        loaded.model.requires_grad_(True)
+        freeze(loaded.model, *self.frozen)
+        if not any(one.requires_grad for one in loaded.model.parameters()):
+            raise SpecError("all parameters are frozen, so there is nothing to train; freeze fewer of them")
         return loaded
 
+    def keep(self, loaded: Loaded, folder: Path, base: str, answers: Answers | None) -> None:
+        write_into(loaded, folder)
 
-def freeze(model: TransformerPart, patterns: tuple[str, ...]) -> None:
-    """Let all parameters want gradients but those whose names match a pattern.
 
-    Raises:
-        SpecError: a pattern that matches nothing, or patterns that leave nothing to train.
+class Adapt(TuneMethod):
+    """An adapter alone, beside a base that doesn't change.
+
+    Attributes:
+        change: the adapter.
+        quantised: how the base is held meanwhile (QLoRA: Dettmers et al. 2023); None: as it is.
     """
-    names = dict(model.named_parameters())
-    frozen = set[str]()
-    for pattern in patterns:
-        matched = fnmatch.filter(names, pattern)
-        if not matched:
+
+    rate: ClassVar[float] = 2e-4
+
+    change: Swap = LoraChange()
+    quantised: Quantise | None = None
+
+    def prepare(self, loaded: Loaded, new: tuple[str, ...] = ()) -> Loaded:
+        if loaded.family is None:
             raise SpecError(
-                f"no parameter is named like '{pattern}'{suggest(pattern, names) if len(names) < 8 else ''}"
-                f"; the first one is {next(iter(names))} (polyformer inspect shows all parts)"
+                f"{loaded.folder} is no model of a published family, so an adapter of it has no place in PEFT's "
+                "layout; tune it with --method full"
             )
-        frozen.update(matched)
-    if len(frozen) == len(names):
-        raise SpecError("all parameters are frozen, so there is nothing to train; freeze fewer of them")
-    for name, parameter in names.items():
-        parameter.requires_grad_(name not in frozen)
+        model = loaded.model if self.quantised is None else transplant(loaded.model, self.quantised)[0]
+        change = self.change
+        if new:
+            heads = tuple(dict.fromkeys(name.rpartition(".")[0] for name in new))
+            if "whole" not in field_types(type(change)):
+                raise SpecError(
+                    f"{type(change).__name__} can't train a new head beside it; choose LoRA, or --method full"
+                )
+            change = change.replace(whole=(*getattr(change, "whole", ()), *heads))
+        return dataclasses.replace(loaded, model=attach(model, change))
+
+    def keep(self, loaded: Loaded, folder: Path, base: str, answers: Answers | None) -> None:
+        write_adapter_into(loaded, folder, base, answers)
+
+    @property
+    def named(self) -> str:
+        return "{base} --adapter {run}"
 
 
 class TuneTraining(TrainRecipe):

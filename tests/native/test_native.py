@@ -20,7 +20,9 @@ from tests.native.cases import LOWERED, ROOM, apart, compiled, length_of, load, 
 from tests.weights.gguf_writer import FORMAT, random_blocks
 
 pytestmark = compiled
-some = pytest.mark.parametrize("case", [case for case in LOWERED if case.name in ("llama", "gpt2", "t5")], ids=str)
+some = pytest.mark.parametrize(
+    "case", [case for case in LOWERED if case.name in ("llama", "gpt2", "t5", "mixtral")], ids=str
+)
 
 
 @lowered

@@ -13,7 +13,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from polyformer import save
 from polyformer.data.checkpoint_tokenizer import TextTokenizer
+from polyformer.families import Family
+from polyformer.families.generation import Generation
 from polyformer.families.llama import Llama
+from polyformer.families.t5 import T5
 from polyformer.loaded import Loaded
 from polyformer.parts.model import TransformerPart
 from polyformer.train.tuning import TuneRecipe
@@ -52,26 +55,34 @@ def write_tokenizer(folder: Path, template: str | None = TEMPLATE) -> None:
 def decoder(folder: Path, template: str | None = TEMPLATE, **sizes: Any) -> Path:
     """Save a random Llama of two blocks with its tokenizer."""
     write_tokenizer(folder / "words", template)
+    keys = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "architecture": "LlamaForCausalLM",
+    }
+    return _saved(folder, Llama, {**keys, **sizes}, Generation())
+
+
+def encoder_decoder(folder: Path) -> Path:
+    """Save a random T5 of one block on each side with its tokenizer."""
+    write_tokenizer(folder / "words", None)
+    keys = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 4}
+    said = Generation(decoder_start_token_id=0, eos_token_id=2, pad_token_id=0)
+    return _saved(folder, T5, {**keys, "eos_token_id": 2, "pad_token_id": 0}, said)
+
+
+def _saved(folder: Path, family: type[Family], keys: dict[str, Any], said: Generation) -> Path:
     tokenizer = TextTokenizer.load(folder / "words")
-    family = Llama.from_data(
-        {
-            "vocab_size": tokenizer.vocabulary,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 128,
-            "architecture": "LlamaForCausalLM",
-            "eos_token_id": tokenizer.eos_id,
-            **sizes,
-        }
-    )
+    made = family.from_data({"vocab_size": tokenizer.vocabulary, **keys})
     with torch.random.fork_rng():
         torch.manual_seed(11)
-        model = family.spec().build()
+        model = made.spec().build()
     assert isinstance(model, TransformerPart)
-    save(Loaded(model.eval(), family=family, text_tokenizer=tokenizer), folder / "model")
+    save(Loaded(model.eval(), family=made, text_tokenizer=tokenizer, generation=said), folder / "model")
     return folder / "model"
 
 

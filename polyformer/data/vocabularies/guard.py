@@ -57,7 +57,7 @@ def build(description: Json, name: str) -> Tokenizer:
     Raises:
         DataError: the description is none that the library takes, or gives a token an id that it can't have.
     """
-    tokenizer = parse_tokenizer(json.dumps(description, ensure_ascii=False, check_circular=False), name)
+    tokenizer = parse_tokenizer(json.dumps(description, check_circular=False), name)
     for one in description["added_tokens"]:
         number = tokenizer.token_to_id(one["content"])
         if number != one["id"]:

@@ -52,6 +52,7 @@ State::State(const Model& model, const Settings& settings)
     write_ = phases_of(program.write), read_ = phases_of(program.read);
     registers_.resize(program.registers.size());
     cosines_.resize(program.waves.size());
+    chosen_.resize(program.choices.size());
     pieces_.resize(std::max(write_.size(), read_.size()));
     for (const Place& place : text_) slides_ |= place.window > 0;
     for (const Instruction& one : program.write)
@@ -93,8 +94,8 @@ std::vector<State::Phase> State::phases_of(const std::vector<Instruction>& part)
     std::vector<Phase> found(1);
     bool picked = false;
     for (const Instruction& one : part) {
-        if (one.code == MULTIPLY || one.code == LOOK) {
-            if (one.code == MULTIPLY && coded(one)) found.back().quantised_for = &one;
+        if (one.code == MULTIPLY || one.code == LOOK || one.code == CHOOSE_EXPERTS || one.code == MULTIPLY_CHOSEN) {
+            if ((one.code == MULTIPLY && coded(one)) || one.code == MULTIPLY_CHOSEN) found.back().quantised_for = &one;
             found.back().picked = picked;
             Phase all;
             all.all = &one, all.picked = picked;
@@ -106,7 +107,11 @@ std::vector<State::Phase> State::phases_of(const std::vector<Instruction>& part)
             found.emplace_back();
             found.back().rows.push_back(&one);
         } else {
+            // Blending looks at pieces that stand in other rows, which must be made by then, and not be in use again
+            if (one.code == BLEND_CHOSEN) found.emplace_back();
+            found.back().picked = picked;
             found.back().rows.push_back(&one);
+            if (one.code == BLEND_CHOSEN) found.emplace_back();
         }
         found.back().picked = picked;
     }
@@ -154,6 +159,7 @@ void State::make_room(int64_t rows, int64_t picked) {
         code_sums_ = memory_for<float>(product_of(rows, groups));
         for (size_t i = 0; i < cosines_.size(); ++i)
             cosines_[i] = memory_for<float>(product_of(rows, 2, (int64_t)program.waves[i].rates.size()));
+        make_room_for_chosen(rows);
         row_room_ = rows;
     }
     if (picked > picked_room_) {
@@ -288,6 +294,10 @@ void State::run(const std::vector<Phase>& phases, const Tokens& tokens) {
         } else if (one->code == MULTIPLY) {
             const int64_t blocks = blocks_of(*one), piece = blocks_at_once(blocks);
             shares_[i].set((blocks + piece - 1) / piece);
+        } else if (one->code == CHOOSE_EXPERTS) {
+            shares_[i].set(1);
+        } else if (one->code == MULTIPLY_CHOSEN) {
+            shares_[i].set(experts_at_once(*one) * pieces_of_chosen(*one));
         } else {
             pieces_of(*one, pieces_[i]);
             shares_[i].set((int64_t)pieces_[i].size());
@@ -323,6 +333,10 @@ void State::work(const std::vector<Phase>& phases, int thread) {
         } else if (phase.all->code == MULTIPLY) {
             const int64_t some = blocks_at_once(blocks_of(*phase.all));
             shares_[i].work([&](int64_t piece) { products(phase, piece * some, some); });
+        } else if (phase.all->code == CHOOSE_EXPERTS) {
+            shares_[i].work([&](int64_t) { choose(*phase.all); });
+        } else if (phase.all->code == MULTIPLY_CHOSEN) {
+            shares_[i].work([&](int64_t piece) { products_of_chosen(*phase.all, piece); });
         } else {
             shares_[i].work([&](int64_t piece) { look(*phase.all, pieces_[i][(size_t)piece], thread); });
         }
@@ -395,6 +409,12 @@ void State::one_row(const Instruction& one, int64_t row) {
         case CAP_ROWS:
             for (int64_t i = 0; i < width; ++i) out[i] = std::tanh(x[i] / one.cap) * one.cap;
             break;
+        case BLEND_CHOSEN: blend(one, row); break;
+        case DAMP_ROWS: {
+            const float by = 1 / (1 + std::exp(-*row_of(one.y, row)));
+            for (int64_t i = 0; i < width; ++i) out[i] = x[i] * by;
+            break;
+        }
         case PICK_ROWS: std::memcpy(out, row_of(one.x, tokens_.rows[row]), (size_t)width * sizeof(float)); break;
         default: break;
     }
@@ -461,6 +481,7 @@ void State::remember(const Instruction& one, int64_t row) {
 }
 
 void State::quantise(const Instruction& one, int64_t row) {
+    if (one.code == MULTIPLY_CHOSEN) return gather(one, row);
     const int64_t width = wide(one.x), groups = (width + GROUP - 1) / GROUP;
     kernels_.quantise(row_of(one.x, row), width, groups, codes_.get() + row * groups * GROUP,
                       code_scales_.get() + row * groups, code_sums_.get() + row * groups);

@@ -76,6 +76,15 @@ struct Choice {
     const int64_t* forbidden;
 };
 
+// Which experts the rows of a step go to. What chosen experts make stands in the order of the experts: in a register of
+// `chosen` pieces to a row, the pieces of one expert's rows stand side by side.
+struct Chosen {
+    std::vector<int32_t> experts, places, rows;  // of each row's choices, the expert and the place; of each place, its row
+    std::vector<int64_t> starts;                 // of each expert, its first place; and the end
+    std::vector<int32_t> active;                 // experts that have rows
+    std::vector<int32_t> taken;                  // how many rows of a slot an expert has
+};
+
 // One piece of attention's work: some rows of one sequence, and some heads that share keys.
 struct Piece {
     int64_t row, rows, group, head, heads;
@@ -138,6 +147,14 @@ class State {
     void remember(const Instruction& one, int64_t row);
     void quantise(const Instruction& one, int64_t row);
     void products(const Phase& phase, int64_t begin, int64_t count);
+    void choose(const Instruction& one);
+    void choose_for(const Instruction& one, int64_t row, Chosen& chosen);
+    void gather(const Instruction& one, int64_t row);
+    void products_of_chosen(const Instruction& one, int64_t piece);
+    void blend(const Instruction& one, int64_t row);
+    int64_t pieces_of_chosen(const Instruction& one) const;
+    int64_t experts_at_once(const Instruction& one) const;
+    void make_room_for_chosen(int64_t rows);
     void make_waves(int64_t first, int64_t end);
     int64_t rows_of(const Phase& phase) const;
     int64_t rows_at_once(int64_t rows) const;
@@ -175,6 +192,10 @@ class State {
     Memory<int8_t> codes_;
     Memory<float> code_scales_, code_sums_;
     std::vector<Memory<float>> cosines_;
+    std::vector<Chosen> chosen_;
+    Memory<float> gathered_;
+    Memory<int8_t> gathered_codes_;
+    Memory<float> gathered_scales_, gathered_sums_;
     std::vector<std::vector<Piece>> pieces_;  // of each phase that looks
     std::vector<Memory<float>> scratch_;
     std::vector<std::vector<float>> scans_;
