@@ -160,7 +160,7 @@ def peer(sizes: argparse.Namespace, folder: Path) -> Contender:
     ids = batch_of(sizes)
 
     def step() -> float:
-        given = {"input_ids": ids[:, :-1], "labels": ids[:, :-1], "shift_labels": ids[:, 1:]}
+        given = {"input_ids": ids[:, :-1], "labels": ids[:, :-1], "shift_labels": ids[:, 1:].contiguous()}
         loss = model(**given, use_cache=False).loss
         loss.backward()
         nn.utils.clip_grad_norm_(wanted, 1.0)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from polyformer.generate.continuing import TOGETHER, continue_texts
     from polyformer.generate.engine import Capacity, Engine
     from polyformer.generate.flat import sampling_of
+    from polyformer.generate.forests import Text
     from polyformer.generate.processors import (
         BadWords,
         Biased,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from polyformer.generate.requests import Answer, Delta, Handle, Request
     from polyformer.generate.runner import Counts, Rows, Runner
     from polyformer.generate.sampling import Sampling, Scored
-    from polyformer.generate.search import search
+    from polyformer.generate.search import search, search_slots
     from polyformer.generate.settings import (
         Diverse,
         Early,
@@ -91,6 +92,7 @@ __all__ = [
     "Stopping",
     "Suppress",
     "SuppressFirst",
+    "Text",
     "TextStream",
     "TorchRunner",
     "Translation",
@@ -100,6 +102,7 @@ __all__ = [
     "runner_of",
     "sampling_of",
     "search",
+    "search_slots",
     "translate",
 ]
 
@@ -109,12 +112,13 @@ exports(
         "continuing": "TOGETHER continue_texts",
         "engine": "Capacity Engine",
         "flat": "sampling_of",
+        "forests": "Text",
         "processors": "BadWords Biased FrequencyPenalty LogitBias MinimumLength MinP NoRepeatNgram PresencePenalty "
         "Processor RepetitionPenalty Suppress SuppressFirst Typical",
         "requests": "Answer Delta Handle Request",
         "runner": "Counts Rows Runner",
         "sampling": "Sampling Scored",
-        "search": "search",
+        "search": "search search_slots",
         "settings": "Diverse Early Gnmt Hopeful Hypothesis LengthPenalty Limit Power Safe Search SpecialTokens "
         "Stopping",
         "slots": "TorchRunner runner_of",

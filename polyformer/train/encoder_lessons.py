@@ -134,7 +134,7 @@ class Classifying(Labelling):
 
     @property
     def commands(self) -> tuple[str, ...]:
-        return 'classify {run} "A text"', "inspect {run}"
+        return ('classify {run} "A text"',)
 
 
 class Seeing(Classifying):
@@ -165,7 +165,7 @@ class Seeing(Classifying):
 
     @property
     def commands(self) -> tuple[str, ...]:
-        return "classify {run} FILE.png", "inspect {run}"
+        return ("classify {run} FILE.png",)
 
 
 class Tagging(Labelling):
@@ -289,7 +289,7 @@ class Relating(Lesson):
 
     @property
     def commands(self) -> tuple[str, ...]:
-        return 'embed {run} "A text"', "inspect {run}"
+        return ('embed {run} "A text"',)
 
 
 def guesses(model: TransformerPart, reader: Reader[Any]) -> dict[int, int]:

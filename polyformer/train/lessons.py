@@ -131,7 +131,7 @@ class Lesson(ABC):
     @property
     def commands(self) -> tuple[str, ...]:
         """What can be asked of the result, with `{run}` for its folder."""
-        return ("inspect {run}",)
+        return ()
 
     def length(self) -> int:
         """Return the tokens of a row: what was asked for, or what the model was made for, up to some bound.
@@ -208,7 +208,7 @@ class Conversing(Lesson):
     @property
     def commands(self) -> tuple[str, ...]:
         talks = self.task.prompts == "chat"
-        return ("chat {run}" if talks else 'generate {run} "Once upon a time"', "inspect {run}")
+        return ("chat {run}" if talks else 'generate {run} "Once upon a time"',)
 
     def _renderer(self) -> Renderer:
         return Renderer(self.base.texts, self.task.prompts)
@@ -268,8 +268,8 @@ class Reading(Lesson):
     @property
     def commands(self) -> tuple[str, ...]:
         if self.objective.reads == "forwards":
-            return 'generate {run} "Once upon a time"', "inspect {run}"
-        return 'fill {run} "A sentence with a mask in it"', "inspect {run}"
+            return ('generate {run} "Once upon a time"',)
+        return ('fill {run} "A sentence with a mask in it"',)
 
 
 def _documents(examples: Sequence[Example]) -> list[Document]:

@@ -76,4 +76,4 @@ class Responding(Lesson):
 
     @property
     def commands(self) -> tuple[str, ...]:
-        return 'translate {run} "A text"', "inspect {run}"
+        return ('translate {run} "A text"',)

@@ -181,7 +181,30 @@ class OfTuning(Work[TuneRecipe]):
     @property
     def commands(self) -> tuple[str, ...]:
         named = self.recipe.method.named.replace("{base}", self.recipe.base)
-        return tuple(command.replace("{run}", named) for command in self.lesson.commands)
+        told = tuple(command.replace("{run}", named) for command in self.lesson.commands)
+        return (
+            (*told, "inspect {run}") if named == "{run}" else (*told, f"merge {self.recipe.base} {{run}} --out merged")
+        )
+
+
+def judge_examples(loaded: Loaded, path: str, examples: Examples) -> TuneScores:
+    """Measure a loaded model on examples of any kind, without tuning it.
+
+    Args:
+        path: what to call the model in messages.
+    Raises:
+        SpecError, DataError: a model that has no answer to such examples.
+    """
+    data = TuneData(examples.rows[0].where)
+    recipe = TuneRecipe(path, path, data, TASKS[examples.kind])
+    lesson = LESSONS[type(TASKS[examples.kind])](recipe, loaded)
+    lesson.recipe = lesson.settled(ExampleSplits(examples.kind, examples.rows, examples.rows))
+    if not lesson.answers:
+        raise SpecError(f"{path} gives no scores to the labels of {examples.rows[0].where}; tune it to them first")
+    reader, _ = lesson.reader(examples.rows)
+    return TuneScores(
+        lesson.aim.held_out(loaded.model, reader.in_order()), figures=lesson.figures(loaded.model, reader)
+    )
 
 
 def load_base(path: str) -> Loaded:

@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from polyformer import load
 from polyformer.cli import app
-from polyformer.data.examples import Example
+from polyformer.data.examples import Example, read_examples
 from polyformer.data.turns import Renderer, TurnRecipe, TurnRows, encode_turns
 from polyformer.errors import PolyformerError, RunError
+from polyformer.judge import held_out_loss
 from polyformer.train.journal import read_metrics
 from polyformer.train.objectives import batch_loss
 from polyformer.train.run import train
@@ -209,3 +210,18 @@ class TestCommand:
         told = self.say("tune", base, "--data", data, "--out", out, "--resume", status=1)
         assert "is no run folder to resume" in told
         assert not out.exists()
+
+
+def test_evaluate_on_examples(base: Path, data: Path, tmp_path: Path) -> None:
+    """The loss is that of the assistant's tokens, as tuning measures it."""
+    result = runner.invoke(app, ["evaluate", str(base), "--data", str(data), "--limit", "5", "--json"])
+    assert result.exit_code == 0, result.output
+    loaded = load(base)
+    examples = read_examples(data).rows[:5]
+    rows = TurnRows(encode_turns(Renderer(loaded.texts, "chat"), examples, 128), TurnRecipe(128, 512), 128)
+    assert json.loads(result.stdout)["held_out"]["loss"] == pytest.approx(
+        held_out_loss(loaded.model, rows.in_order()).loss, rel=1e-5
+    )
+    labelled = write_jsonl(tmp_path / "x.jsonl", [{"text": "a", "label": i} for i in range(3)])
+    result = runner.invoke(app, ["evaluate", str(base), "--data", str(labelled)])
+    assert "gives no scores to the labels of" in result.stderr

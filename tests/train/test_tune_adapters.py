@@ -76,6 +76,7 @@ def test_resumed_is_the_undisturbed_run(base: Path, data: Path, tuned: Path, tmp
     assert all(tensor.equal(other[name]) for name, tensor in one.items())
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_peft_loads_it(base: Path, tuned: Path) -> None:
     peft = pytest.importorskip("peft", reason="needs the package peft")
     transformers = pytest.importorskip("transformers")
@@ -111,7 +112,7 @@ def test_written_merged_and_natively(base: Path, tuned: Path) -> None:
 
 def test_another_base(data: Path, tuned: Path, tmp_path: Path) -> None:
     other = decoder(tmp_path, hidden_size=16, num_attention_heads=2, num_key_value_heads=2)
-    with pytest.raises(PolyformerError, match=r"fit|shape"):
+    with pytest.raises(PolyformerError, match="trained on another base"):
         with_adapter(load(other), tuned)
     with pytest.raises(WeightsError, match="holds no adapter"):
         with_adapter(load(other), tmp_path)
