@@ -18,6 +18,7 @@ from polyformer.errors import SpecError
 from polyformer.parts.dropout import Dropout
 from polyformer.parts.flow import Mix
 from polyformer.parts.linear import Affine, AffinePart
+from polyformer.parts.lora import LoRAProduct, joins
 from polyformer.parts.part import Part
 from polyformer.spec import Spec
 
@@ -170,6 +171,14 @@ class AdapterPart(Part):
         """Return the answer in the place of y, which earlier adapters may have changed."""
         return y
 
+    def joins(self, base: AffinePart, x: Tensor) -> bool:
+        """Tell whether `joined` is a quicker way to what `enter`, the base and `leave` give for these rows."""
+        return False
+
+    def joined(self, base: AffinePart, x: Tensor, share: float) -> Tensor:
+        """Return the answer of both."""
+        raise NotImplementedError
+
     def merged(self, weight: Tensor, bias: Tensor | None, before: Before, share: float) -> Merged:
         """Do to a matrix and a bias what `leave` does to their answer."""
         raise NotImplementedError
@@ -206,6 +215,14 @@ class LoRAPart(AdapterPart):
         if y.dtype != narrow.dtype:
             return y + F.linear(narrow, self.b).to(y.dtype)
         return torch.addmm(y.flatten(0, -2), narrow.flatten(0, -2), self.b.mT).view_as(y)
+
+    def joins(self, base: AffinePart, x: Tensor) -> bool:
+        dropping = self.dropout is not None and self.training
+        return type(self) is LoRAPart and not dropping and joins(base, x, self.a)
+
+    def joined(self, base: AffinePart, x: Tensor, share: float) -> Tensor:
+        y: Tensor = LoRAProduct.apply(x, self.a, self.b, base, self.scale * share)  # type: ignore[no-untyped-call]
+        return y
 
     def merged(self, weight: Tensor, bias: Tensor | None, before: Before, share: float) -> Merged:
         return torch.addmm(weight, self.b.to(weight.dtype), self.a.to(weight.dtype), alpha=self.scale * share), bias
@@ -336,6 +353,8 @@ class AdaptedPart(Part):
         acting = self.acting(mixes[0][1] if mixes else None)
         if not acting:
             return self.base(x, flow)
+        if len(acting) == 1 and isinstance(self.base, AffinePart) and acting[0][0].joins(self.base, x):
+            return acting[0][0].joined(self.base, x, acting[0][1])
         entering = x
         for part, share in acting:
             entering = part.enter(entering, share)

@@ -52,6 +52,18 @@ class AffinePart(Part):
         """Return W [outputs, inputs] as floating-point numbers."""
         raise NotImplementedError
 
+    def frozen(self, kind: torch.dtype) -> bool:
+        """Tell whether W doesn't learn, and products with rows of this type are made in it."""
+        raise NotImplementedError
+
+    def times(self, rows: Tensor) -> Tensor:
+        """Return x Wᵀ [N, outputs] for rows x [N, inputs], outside of any graph; see `frozen`."""
+        raise NotImplementedError
+
+    def times_back(self, gradient: Tensor) -> Tensor:
+        """Return g W [N, inputs], the gradient of the rows, for that of the answer g [N, outputs]."""
+        raise NotImplementedError
+
 
 class Linear(Affine):
     """y = x Wᵀ + b, with W [outputs, inputs]. Starts from Xavier's uniform distribution (Glorot and Bengio 2010)."""
@@ -77,6 +89,15 @@ class LinearPart(AffinePart):
 
     def forward(self, x: Tensor, flow: Flow | None = None) -> Tensor:
         return F.linear(x, self.weight, self.bias)
+
+    def frozen(self, kind: torch.dtype) -> bool:
+        return not self.weight.requires_grad and self.weight.dtype == kind
+
+    def times(self, rows: Tensor) -> Tensor:
+        return rows @ self.weight.detach().mT
+
+    def times_back(self, gradient: Tensor) -> Tensor:
+        return gradient @ self.weight.detach()
 
     def matrix(self) -> Tensor:
         return self.weight
