@@ -31,7 +31,7 @@ import torch
 import polyformer as pf
 from polyformer.errors import PolyformerError
 from polyformer.loaded.ready import ready_path
-from polyformer.native.given import Precision
+from polyformer.native.kinds import Precision
 from polyformer.native.library import required
 from polyformer.native.machine import Machine
 from polyformer.native.program import Multiply

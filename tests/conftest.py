@@ -1,4 +1,4 @@
-"""What every test has: a fixed seed, PyTorch's defaults put back, and hypothesis without a clock."""
+"""What every test has: a fixed seed, PyTorch's defaults put back, a cache of its own, hypothesis without a clock."""
 
 from __future__ import annotations
 
@@ -22,3 +22,11 @@ def _same_start() -> Iterator[None]:
     kept = torch.get_default_dtype()
     yield
     torch.set_default_dtype(kept)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    place = tmp_path_factory.mktemp("plans")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("polyformer.loaded.kept.folder", lambda: place)
+        yield

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -95,12 +94,13 @@ class TestHelp:
         assert {command.callback.__name__ for command in app.registered_commands} == set(VERBS)
 
     def test_it_answers_at_once(self) -> None:
-        """In less than 0.7 s, as is promised; twenty tries, as the machine may be busy."""
+        """In less than 0.7 s of a processor, as is promised; ten tries, as the machine may be busy."""
         times: list[float] = []
-        while len(times) < 20 and not any(seconds < 0.7 for seconds in times):
-            started = time.perf_counter()
+        while len(times) < 10 and not any(seconds < 0.7 for seconds in times):
+            before = os.times()
             assert shell("--help").returncode == 0
-            times.append(time.perf_counter() - started)
+            after = os.times()
+            times.append(sum(after[2:4]) - sum(before[2:4]))
         assert min(times) < 0.7
 
     @pytest.mark.parametrize("arguments", ["--help", "train --help", "translate --help", "--version"])

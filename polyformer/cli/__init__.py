@@ -13,9 +13,11 @@ from polyformer.cli import bench as bench
 from polyformer.cli import compare as compare
 from polyformer.cli import convert as convert
 from polyformer.cli import models as models
+from polyformer.cli import tune as tune
 from polyformer.cli import writing as writing
 from polyformer.cli.common import (
     INTERRUPTED,
+    Adapter,
     AsJson,
     Beam,
     Force,
@@ -24,10 +26,12 @@ from polyformer.cli.common import (
     RecipeFile,
     RunFolder,
     Settings,
+    Weights,
     app,
     fail,
     lines_of_input,
     load_model,
+    load_translator,
 )
 from polyformer.errors import DataError, RunError, SpecError
 
@@ -90,10 +94,12 @@ def translate(
     beam: Beam = None,
     nbest: Annotated[int, typer.Option(min=1, help="Translations of each text, with their scores.")] = 1,
     to: Language = None,
+    adapter: Adapter = None,
+    weights: Weights = None,
     as_json: AsJson = False,
 ) -> None:
     """Translate texts, or the lines of standard input."""
-    loaded = load_model(run)
+    loaded = load_translator(run, weights, adapter)
     settings = _search(loaded, beam, nbest)
     for some in [texts] if texts else lines_of_input():
         for text, found in zip(some, loaded.translate(some, settings, to), strict=True):
@@ -118,6 +124,7 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs or texts.")] = None,
     beam: Beam = None,
+    adapter: Adapter = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge a model: on sentence pairs by BLEU, chrF, loss and perplexity, on texts by loss and bits per byte."""
@@ -125,7 +132,7 @@ def evaluate(
     from polyformer.cli.texts import evaluate_language_model
     from polyformer.judge.evaluate import evaluate as judge
 
-    loaded = load_model(run)
+    loaded = load_model(run, adapter)
     if loaded.model.encoder is None or loaded.model.decoder is None:
         if direction is not None or beam is not None:
             raise RunError("--direction and --beam are for translation models; this is a language model")

@@ -15,7 +15,8 @@ from typer.core import TyperGroup
 from polyformer.errors import DataError, PolyformerError, RunError
 
 if TYPE_CHECKING:
-    from polyformer.loaded import Loaded
+    from polyformer.loaded import Loaded, Writer
+    from polyformer.native.kinds import Precision
 
 INTERRUPTED = 130
 
@@ -74,6 +75,18 @@ Weights = Annotated[
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A Hugging Face folder, a GGUF file, a run folder of ours, or smollm2.")
 ]
+Guess = Annotated[
+    str | None,
+    typer.Option(
+        "--guess",
+        metavar="WAY",
+        help="Guess tokens, and judge several in one pass: lookup (in the text itself), early=N (by so many first "
+        "blocks), or draft=MODEL (by a smaller model of the same vocabulary). Left off by itself where it doesn't pay.",
+    ),
+]
+Adapter = Annotated[
+    Path | None, typer.Option("--adapter", metavar="DIR", help="An adapter for MODEL, in PEFT's layout.")
+]
 Beam = Annotated[int | None, typer.Option("--beam", min=1, help="Hypotheses at a time; what RUN recommends, or 4.")]
 Language = Annotated[
     str | None, typer.Option("--to", metavar="LANG", help="The target language, if RUN knows several.")
@@ -86,11 +99,15 @@ Settings = Annotated[
 ]
 
 
-def load_model(path: Path) -> Loaded:
-    """Load a model; what it needs is imported only then."""
+def load_model(path: Path, adapter: Path | None = None) -> Loaded:
+    """Load a model, with an adapter if one is named; what it needs is imported only then."""
     from polyformer.loaded import load
 
-    return load(path)
+    if adapter is None:
+        return load(path)
+    from polyformer.loaded.adapted import with_adapter
+
+    return with_adapter(load(path), adapter)
 
 
 def lines_of_input() -> Iterator[list[str]]:
@@ -113,15 +130,35 @@ def _decoded(line: bytes, number: int) -> str:
         raise DataError(f"standard input, line {number}: not UTF-8 at byte {error.start + 1} of the line") from None
 
 
-def load_writer(model: Path, weights: str | None) -> Loaded:
-    """Load a model that is to write, natively where it can; `weights` says how its matrices are held (`Weights`)."""
+def load_writer(
+    model: Path, weights: str | None, guess: str | None = None, adapter: Path | None = None
+) -> Loaded | Writer:
+    """Open a model that is to write, natively where it can; `weights` says how its matrices are held (`Weights`)."""
+    if weights == "pytorch" or adapter is not None or guess not in (None, "lookup"):
+        return load_translator(model, weights, adapter)  # blocks of the model itself, if they guess, must be in memory
+    from polyformer.loaded import open_writer
+
+    return open_writer(model, _precision(weights))
+
+
+def load_translator(model: Path, weights: str | None, adapter: Path | None = None) -> Loaded:
+    """Load a model whose searches run natively where they can."""
     if weights == "pytorch":
-        return load_model(model)
+        return load_model(model, adapter)
+    if adapter is not None:
+        from polyformer.loaded.adapted import to_write
+
+        return to_write(load_model(model, adapter), _precision(weights))
     from polyformer.loaded import load_to_write
-    from polyformer.native.given import Precision
+
+    return load_to_write(model, _precision(weights))
+
+
+def _precision(weights: str | None) -> Precision | None:
+    from polyformer.native.kinds import Precision
 
     kinds: tuple[Precision, ...] = get_args(Precision)
     asked = weights and weights.replace("-", " ")
     if asked is not None and asked not in kinds:
         raise RunError(f"there are no weights '{weights}'; choose one of {', '.join(kinds)}, pytorch")
-    return load_to_write(model, next((kind for kind in kinds if kind == asked), None))
+    return next((kind for kind in kinds if kind == asked), None)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from polyformer.cli.common import AsJson, Model, app, lines_of_input, load_model
+from polyformer.cli.common import Adapter, AsJson, Model, app, lines_of_input, load_model
 from polyformer.errors import RunError
 
 Texts = Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Standard input, line by line, if none.")]
@@ -22,6 +22,7 @@ def embed(
     pooling: Annotated[
         str | None, typer.Option(help="mean, first, last or max row; what MODEL says, or mean, if not given.")
     ] = None,
+    adapter: Adapter = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn texts into vectors, and show the cosines between them; --json prints the vectors."""
@@ -30,7 +31,7 @@ def embed(
     pools = {"mean": Mean(), "first": Nth(0), "last": Last(), "max": Max()}
     if pooling is not None and pooling not in pools:
         raise RunError(f"there is no pooling '{pooling}'; choose one of {', '.join(pools)}")
-    loaded = load_model(model)
+    loaded = load_model(model, adapter)
     some = texts or [line for lines in lines_of_input() for line in lines]
     vectors = loaded.embed(some, None if pooling is None else Chain((pools[pooling], Normalise())))
     if as_json:
@@ -52,10 +53,11 @@ def fill(
     model: Model,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="With the model's mask token, once or more.")],
     top: Count = 5,
+    adapter: Adapter = None,
     as_json: AsJson = False,
 ) -> None:
     """Fill the masks of a text with a masked language model."""
-    for mask in load_model(model).fill(text, top):
+    for mask in load_model(model, adapter).fill(text, top):
         for one in mask:
             shown = f"{one.probability:.4f}\t{one.token}\t{one.text}"
             typer.echo(json.dumps(one.to_data(), ensure_ascii=False) if as_json else shown)
@@ -66,10 +68,11 @@ def classify(
     model: Model,
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Texts, or files of images.")],
     top: Count = 5,
+    adapter: Adapter = None,
     as_json: AsJson = False,
 ) -> None:
     """Label texts or images, the likeliest label first."""
-    loaded = load_model(model)
+    loaded = load_model(model, adapter)
     if loaded.reads_images:
         missing = [name for name in inputs if not Path(name).is_file()]
         if missing:

@@ -12,6 +12,7 @@ from polyformer.errors import RunError, SpecError
 
 if TYPE_CHECKING:
     from polyformer.data.documents import Document
+    from polyformer.data.examples import Examples
     from polyformer.data.masking import TextObjective
     from polyformer.data.rows import RowRecipe
     from polyformer.loaded import Loaded
@@ -19,8 +20,15 @@ if TYPE_CHECKING:
 
 def evaluate_language_model(run: Path, loaded: Loaded, data: Path | None, limit: int | None, as_json: bool) -> None:
     """Print loss, perplexity and bits per byte on texts: those of a file or folder, or the run's own test split."""
+    from polyformer.data.examples import read_examples
     from polyformer.judge import evaluate_texts
 
+    if data is not None and data.suffix in (".jsonl", ".tsv"):
+        examples = read_examples(data)
+        if examples.kind != "text":
+            examples.rows = examples.rows[:limit]
+            _evaluate_examples(run, loaded, examples, as_json)
+            return
     if loaded.model.head is None:
         raise SpecError("a loss needs a model with a language model head, and this one has none")
     rows, objective = _reading(run, loaded)
@@ -34,6 +42,21 @@ def evaluate_language_model(run: Path, loaded: Loaded, data: Path | None, limit:
     typer.echo(f"  {'perplexity':<14}{found.held_out.perplexity:8.2f}")
     if found.bits_per_byte is not None:
         typer.echo(f"  {'bits per byte':<14}{found.bits_per_byte:8.3f}  of {found.bytes:,} bytes")
+
+
+def _evaluate_examples(run: Path, loaded: Loaded, examples: Examples, as_json: bool) -> None:
+    """Print the loss of what examples ask for, and how many labels are right."""
+    from polyformer.train.tuned import judge_examples
+
+    found = judge_examples(loaded, str(run), examples)
+    if as_json:
+        typer.echo(json.dumps(found.to_data(), ensure_ascii=False))
+        return
+    typer.echo(f"{len(examples.rows):,} examples of {examples.kind}")
+    typer.echo(f"  {'loss':<16}{found.held_out.loss:8.3f}  nats each, of {found.held_out.tokens:,}")
+    typer.echo(f"  {'perplexity':<16}{found.held_out.perplexity:8.2f}")
+    for name, value in found.figures.items():
+        typer.echo(f"  {name:<16}{value:8.4f}")
 
 
 def _reading(run: Path, loaded: Loaded) -> tuple[RowRecipe, TextObjective]:

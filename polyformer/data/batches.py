@@ -178,7 +178,7 @@ class Batches(Reader[Batch]):
             )
         self.data, self.recipe = data, recipe
         items = _by_length(data)
-        super().__init__(items, _cut(data.longer[items], recipe.tokens))
+        super().__init__(items, cuts(data.longer[items], recipe.tokens))
         self.padding = self._padding()
 
     def fingerprint(self) -> str:
@@ -234,7 +234,7 @@ def _by_length(data: Encoded, among: Ints | None = None) -> Ints:
     return np.lexsort(((source - target) * np.where(longer % 2, -1, 1), longer))
 
 
-def _cut(lengths: Ints, tokens: int) -> Ints:
+def cuts(lengths: Ints, tokens: int) -> Ints:
     """Return where batches begin, and the end: as many rows as fit `tokens`, each as long as the longest."""
     cuts, longest = [0], 0
     for i, length in enumerate(lengths.tolist()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from polyformer.data.checkpoint_tokenizer import TextTokenizer
@@ -75,8 +75,22 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
             **_plain(dict(variables or {}), "variables"),
         }
+        return self._run(values)
+
+    def said_by(self, role: str, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+        """Return the text of a whole conversation, which knows what those of a role said in it and nothing else.
+
+        Raises:
+            DataError: as `render` does.
+        """
+        own = [isinstance(message, Mapping) and message.get("role") == role for message in messages]
+        marked = [_message(message, i, own[i]) for i, message in enumerate(messages)]
+        others = None if tools is None else _plain(list(tools), "tools", mark=str)
+        return self._run({"messages": marked, "tools": others, "documents": None, "add_generation_prompt": False})
+
+    def _run(self, values: dict[str, Any]) -> str:
         size = _size(values)
-        steps = STEPS + STEPS_PER_MESSAGE * len(messages) + STEPS_PER_CHARACTER * size
+        steps = STEPS + STEPS_PER_MESSAGE * len(values["messages"]) + STEPS_PER_CHARACTER * size
         return self._template.run(self._tokens | values, Budget(steps, CHARACTERS + CHARACTERS_PER_CHARACTER * size))
 
 
@@ -105,30 +119,30 @@ def _read(source: str, name: str) -> Template:
     return Template(source, name)
 
 
-def _message(message: Any, number: int) -> dict[str, Any]:
-    """Copy a message with all strings marked as said but the role, which can only be a word."""
+def _message(message: Any, number: int, marked: bool = True) -> dict[str, Any]:
+    """Copy a message with all strings marked as said, if any are, but the role, which can only be a word."""
     if not isinstance(message, Mapping):
         raise DataError(f"message {number + 1} is a {type(message).__name__}, not a table with a role and content")
     role = message.get("role")
     if not isinstance(role, str) or not _ROLE.fullmatch(role):
         raise DataError(f"message {number + 1} has no role, which is a word such as 'user'")
-    return {**_plain(message, f"message {number + 1}"), "role": str(role)}
+    return {**_plain(message, f"message {number + 1}", mark=said if marked else str), "role": str(role)}
 
 
-def _plain(value: Any, where: str, depth: int = 0) -> Any:
-    """Copy JSON values with all strings marked as said."""
+def _plain(value: Any, where: str, depth: int = 0, mark: Callable[[str], str] = said) -> Any:
+    """Copy JSON values with all strings marked as said, or as `mark` has it."""
     if depth > 64:
         raise DataError(f"{where} is nested too deeply")
     if value is None or type(value) in (bool, int, float):
         return value
     if isinstance(value, str):
-        return said(value)
+        return mark(value)
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
             raise DataError(f"{where} has a key that is no text")
-        return {said(key): _plain(one, where, depth + 1) for key, one in value.items()}
+        return {mark(key): _plain(one, where, depth + 1, mark) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(one, where, depth + 1) for one in value]
+        return [_plain(one, where, depth + 1, mark) for one in value]
     raise DataError(f"{where} holds a {type(value).__name__}, which a chat template can't be given")
 
 

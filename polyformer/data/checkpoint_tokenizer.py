@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import json
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,14 @@ class EncodedPair(NamedTuple):
 
     input_ids: list[int]
     token_type_ids: list[int]
+
+
+class Placed(NamedTuple):
+    """A token and where it stands in its text, as (start, stop)."""
+
+    id: int
+    start: int
+    stop: int
 
 
 class TextTokenizer:
@@ -144,6 +152,32 @@ class TextTokenizer:
         (found,) = self._encode([self._marked(text)], complete=False)
         return list(found.ids)
 
+    def encode_bare(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return what `encode_batch` does, with no control tokens around the texts."""
+        return [list(one.ids) for one in self._encode(texts, complete=False)]
+
+    def encode_places(self, text: str) -> list[Placed]:
+        """Return what `encode` does, and where each token stands in the text; what is put around it stands nowhere."""
+        (found,) = self._encode([text])
+        added = found.special_tokens_mask
+        places = [(0, 0) if own else place for own, place in zip(added, found.offsets, strict=True)]
+        return [Placed(number, *place) for number, place in zip(found.ids, places, strict=True)]
+
+    def encode_rendered_places(self, text: str) -> list[Placed]:
+        """Return what `encode_rendered` does, and where each token stands in the text.
+
+        Together the places are the whole text: one begins where the last one ended, so that a space that a tokenizer
+        leaves out of its own account belongs to the token behind it.
+        """
+        (found,) = self._encode([self._marked(text)], complete=False)
+        back = _back(self._marks(text))
+        placed, end = list[Placed](), 0
+        for number, (_, stop) in zip(found.ids, found.offsets, strict=True):
+            stop = max(back(stop), end)
+            placed.append(Placed(number, end, stop))
+            end = stop
+        return placed
+
     def decode(self, ids: Iterable[int], keep_control: bool = False) -> str:
         """Return the text of ids.
 
@@ -209,13 +243,22 @@ class TextTokenizer:
 
     def _marked(self, text: str) -> str:
         """Put new names in the place of the control tokens that weren't said in a message."""
+        marked, at = list[str](), 0
+        for start, end, name in self._marks(text):
+            marked += (text[at:start], name)
+            at = end
+        return "".join((*marked, text[at:]))
+
+    def _marks(self, text: str) -> list[tuple[int, int, str]]:
+        """Return the places of the control tokens that weren't said in a message, and their new names."""
         starts, ends = [start for start, _ in spans(text)], [end for _, end in spans(text)]
 
-        def mark(found: re.Match[str]) -> str:
-            before = bisect.bisect_left(starts, found.end())
-            return found[0] if before and ends[before - 1] > found.start() else self._names[found[0]]
+        def was_said(start: int, end: int) -> bool:
+            before = bisect.bisect_left(starts, end)
+            return before > 0 and ends[before - 1] > start
 
-        return self._written.sub(mark, text)
+        found = ((one.start(), one.end(), self._names[one[0]]) for one in self._written.finditer(text))
+        return [mark for mark in found if not was_said(mark[0], mark[1])]
 
     def _encode(self, texts: Sequence[str | tuple[str, str]], complete: bool = True) -> list[Encoding]:
         for one in texts:
@@ -235,6 +278,15 @@ class TextTokenizer:
             return token
         text: str = decoders.ByteLevel().decode([token])
         return text.replace(" ", SPACE)
+
+
+def _back(marks: Sequence[tuple[int, int, str]]) -> Callable[[int], int]:
+    """Return what turns a place in a text with new names into that in the text without."""
+    ends, shifts = [0], [0]
+    for start, end, name in marks:
+        ends.append(start + shifts[-1] + len(name))
+        shifts.append(shifts[-1] + len(name) - (end - start))
+    return lambda place: place - shifts[bisect.bisect_right(ends, place) - 1]
 
 
 def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:

@@ -33,7 +33,7 @@ class TrainingBatch(Protocol):
         """Return the model's rows [B, S, D] that are held against the labels; it is run on its own device."""
 
 
-B = TypeVar("B", bound=TrainingBatch)
+B = TypeVar("B")
 
 
 class Reader(ABC, Generic[B]):

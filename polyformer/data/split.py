@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 from polyformer.data.pairs import Pair
@@ -73,24 +73,41 @@ def _count(hashes: Sequence[float], start: float, stop: float) -> int:
 
 
 def _groups(pairs: Sequence[Pair], seed: int) -> list[tuple[float, list[Pair]]]:
-    """Return the groups with their hashes, by union-find over texts."""
-    parent: dict[Text, Text] = {}
+    """Return the groups of pairs that share a text, or are linked through others, with their hashes."""
+    return linked(pairs, _sides, seed)
 
-    def root(text: Text) -> Text:
-        while (above := parent.setdefault(text, text)) != text:
-            parent[text] = parent[above]
-            text = above
-        return text
 
-    sources = []
-    for pair in pairs:
-        source, target = (pair.source_language, fold(pair.source)), (pair.target_language, fold(pair.target))
-        smaller, larger = sorted((root(source), root(target)))
-        parent[larger] = smaller  # so that a root is its group's smallest text
-        sources.append(source)
-    members: dict[Text, list[Pair]] = {}
-    for source, pair in zip(sources, pairs, strict=True):
-        members.setdefault(root(source), []).append(pair)
+def _sides(pair: Pair) -> list[Text]:
+    return [(pair.source_language, fold(pair.source)), (pair.target_language, fold(pair.target))]
+
+
+def linked(
+    items: Sequence[T], keys: Callable[[T], Sequence[tuple[str, ...]]], seed: int
+) -> list[tuple[float, list[T]]]:
+    """Return the groups of items that share a key, or are linked through others, by union-find; with their hashes.
+
+    Args:
+        keys: of an item, at least one.
+        seed: of the hashes, which are those of each group's smallest key.
+    """
+    parent: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def root(key: tuple[str, ...]) -> tuple[str, ...]:
+        while (above := parent.setdefault(key, key)) != key:
+            parent[key] = parent[above]
+            key = above
+        return key
+
+    firsts = []
+    for item in items:
+        first, *others = keys(item)
+        for other in others:
+            smaller, larger = sorted((root(first), root(other)))
+            parent[larger] = smaller  # so that a root is its group's smallest key
+        firsts.append(first)
+    members: dict[tuple[str, ...], list[T]] = {}
+    for first, item in zip(firsts, items, strict=True):
+        members.setdefault(root(first), []).append(item)
     return [(hashed(seed, smallest), group) for smallest, group in members.items()]
 
 

@@ -68,7 +68,13 @@ def encode_documents(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[lis
     encoded = iter(tokenizer.encode_batch([piece for own in pieces for piece in own]))
     before = [tokenizer.bos_id] if tokenizer.bos_id is not None else []
     after = [tokenizer.eos_id] if tokenizer.eos_id is not None else []
-    return [[*before, *(one for _ in own for one in next(encoded)), *after] for own in pieces]
+    return [[*before, *(one for _ in own for one in _bare(next(encoded), before, after)), *after] for own in pieces]
+
+
+def _bare(ids: list[int], before: list[int], after: list[int]) -> list[int]:
+    """Return the ids of a piece without the bos and eos that a checkpoint's own tokenizer puts around every text."""
+    start = 1 if before and ids[:1] == before else 0
+    return ids[start : len(ids) - (1 if after and ids[start:][-1:] == after else 0)]
 
 
 def _pieces(text: str) -> Iterable[str]:

@@ -145,6 +145,10 @@ class Family(Record, abstract=True):
         """Return the table of the tensors' names on disk."""
         raise NotImplementedError
 
+    def module(self, name: str) -> str | None:
+        """Return what the reference calls, in memory, the matrix that a file calls `name`; None if it is none there."""
+        return name
+
 
 def read_config(family: type[F], data: Mapping[str, Any], where: str) -> F:
     """Read a `config.json` of a family.

@@ -98,6 +98,9 @@ class GPTNeoX(Decoder):
         older = [Row("head.projection.weight", f"{base}embed_out.weight")] * (self.head == "lm")
         return [*older, *super().head_rows(base)]
 
+    def module(self, name: str) -> str | None:
+        return "lm_head" if name == "embed_out" else name
+
     def computed(self, base: str) -> dict[str, Callable[[Tensor], bool]]:
         attention = f"{base}layers.{{i}}.attention"
         frequencies = partial(is_frequencies, rotary=self._rotary())

@@ -55,6 +55,14 @@ class Mixtral(Mistral):
             *stacked_rows(f"{ours}.experts", f"{disk}.mlp.experts", self.num_local_experts, sizes),
         ]
 
+    def module(self, name: str) -> str | None:
+        return routed_module(name)
+
+
+def routed_module(name: str) -> str | None:
+    """Return a matrix's name; none for experts and routers, which are no modules of their own in memory."""
+    return None if ".experts." in name or name.endswith((".mlp.gate", ".block_sparse_moe.gate")) else name
+
 
 def router_losses(balance: float, magnitude: float = 0.0) -> parts.RouterLosses | None:
     """Return the routers' losses as the reference library takes them, of all layers together; None for weights of 0."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from polyformer import parts
 from polyformer.families.config import Head, activation
 from polyformer.families.decoder import CAUSAL, heads_of
-from polyformer.families.mixtral import check_experts, expert_rows, router_losses, stacked_rows
+from polyformer.families.mixtral import check_experts, expert_rows, routed_module, router_losses, stacked_rows
 from polyformer.families.qwen2 import LayerType, Qwen2
 from polyformer.families.qwen3 import Qwen3
 from polyformer.spec import Spec
@@ -49,6 +49,9 @@ class SparseQwen(Qwen2, abstract=True):
     def gated(self, hidden: int) -> parts.FeedForward:
         """Return one network."""
         return parts.FeedForward.gated(self.width, hidden, activation(getattr(self, self.act)))
+
+    def module(self, name: str) -> str | None:
+        return routed_module(name)
 
     def rows(self, base: str) -> list[Row]:
         disk, sizes = f"{base}layers.{{i}}.mlp", (self.width, self.moe_intermediate_size)

@@ -11,7 +11,7 @@ from polyformer import parts
 from polyformer.errors import SpecError
 from polyformer.families.blocks import drop
 from polyformer.families.config import Family, Head, activation
-from polyformer.families.vit import Sides, pair
+from polyformer.families.vit import Sides, in_memory, pair
 from polyformer.parts.windows import Offsets, flow_within
 from polyformer.weights.names import Names, Reshape, Row, rows_below
 
@@ -111,6 +111,9 @@ class Swin(Family):
         ]
         return Names(rows, computed={f"{table}_index": self._is_index})
 
+    def module(self, name: str) -> str | None:
+        return in_memory(name, MODULES)
+
     def _stage(self, i: int, width: int) -> parts.Stack:
         before, total = sum(self.depths[:i]), sum(self.depths)
         rates = [self.drop_path_rate * (before + j) / max(total - 1, 1) for j in range(self.depths[i])]
@@ -153,3 +156,13 @@ BLOCK = {
     "1.op.down": "output.dense",
     "1.pre": "layernorm_after",
 }
+
+MODULES = {
+    "attention.self.query": "attention.q_proj",
+    "attention.self.key": "attention.k_proj",
+    "attention.self.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+}
+"""What the reference's modules are called in memory, where files keep older names."""

@@ -79,6 +79,13 @@ class VisionEncoderDecoder(Family):
         sides = (("encoder", seeing.computed), ("decoder", writing.computed))
         return Names(rows, {f"{side}.{name}": check for side, known in sides for name, check in known.items()})
 
+    def module(self, name: str) -> str | None:
+        side, _, own = name.partition(".")
+        if side not in SIDES:
+            return name
+        found = getattr(self, side).module(own)
+        return None if found is None else f"{side}.{found}"
+
     @property
     def _pooled(self) -> int:
         """The width of what the encoder's pooler would give; 0 where it has no weights."""

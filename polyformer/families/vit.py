@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import ClassVar, Self
 
@@ -18,6 +19,13 @@ Sides = int | tuple[int, int]
 def pair(sides: Sides) -> tuple[int, int]:
     """Return (height, width) of what a file may give as one number."""
     return (sides, sides) if isinstance(sides, int) else sides
+
+
+def in_memory(name: str, modules: Mapping[str, str]) -> str:
+    """Return a matrix's name with its end as the reference's module has it."""
+    name = re.sub(r"(^|\.)encoder\.layer\.", r"\1layers.", name)
+    old = next((one for one in modules if name.endswith(f".{one}")), "")
+    return name.removesuffix(old) + modules.get(old, "")
 
 
 class ViT(Family):
@@ -94,6 +102,9 @@ class ViT(Family):
         ]
         return Names(rows)
 
+    def module(self, name: str) -> str | None:
+        return in_memory(name, MODULES)
+
     def _patches(self) -> parts.Patches:
         (height, width), (down, across) = pair(self.image_size), pair(self.patch_size)
         self.require(0 < down <= height and 0 < across <= width, "an image must have room for a patch")
@@ -141,3 +152,13 @@ BLOCK = {
     "1.op.down": "output.dense",
     "1.pre": "layernorm_after",
 }
+
+MODULES = {
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+}
+"""What the reference's modules are called in memory, where files keep older names."""

@@ -42,10 +42,8 @@ def best_tokens(head: Part, hidden: Tensor, count: int, forbidden: Tensor) -> Ca
     return found[0] if len(found) == 1 else Candidates(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
-def best_after(
-    head: Part, hidden: Tensor, count: int, forbidden: Tensor, change: Callable[[Tensor, int], Tensor]
-) -> Candidates:
-    """Do what `best_tokens` does after a change of each row's scores, which are all made for that.
+def best_after(logits: Tensor, count: int, forbidden: Tensor, change: Callable[[Tensor, int], Tensor]) -> Candidates:
+    """Return the best tokens after a change of each row's logits [R, V].
 
     Several candidates are compared with those of other rows, so that their log-probabilities are changed, and count as
     they are then. A single one is chosen by changed logits, and keeps the model's own log-probability. The reference
@@ -54,7 +52,6 @@ def best_after(
     Args:
         change: takes the scores [V] of a row, and its number, and returns others.
     """
-    logits = head(hidden, None)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     likely = logits.log_softmax(-1)
     scores = likely.clone() if count > 1 else logits

@@ -11,7 +11,6 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from polyformer.errors import RunError, SpecError
 from polyformer.generate.processors import refuse_unknown
 from polyformer.generate.queueing import FairQueue
 from polyformer.generate.requests import Handle, Job, Request
-from polyformer.generate.runner import Rows, Runner
+from polyformer.generate.runner import Counts, Rows, Runner, refuse
 from polyformer.generate.sampling import scored
 from polyformer.generate.scores import finite, log_sums
 from polyformer.generate.speculative import Guess, Guesser, Guesses, Speculation, Trial, judge
@@ -53,24 +52,6 @@ class Capacity(Record):
         self.require(self.rows > 0, f"rows must be at least 1, not {self.rows}")
         self.require(self.waiting > 0, f"waiting must be at least 1, not {self.waiting}")
         self.require(self.kept >= 0, f"kept can't be negative, as {self.kept}")
-
-
-@dataclass
-class Counts:
-    """What an engine has done so far.
-
-    Attributes:
-        steps, rows: calls of the model, and rows in them.
-        written: tokens chosen.
-        reused: tokens of prompts that were found in the cache.
-        preempted: how often a text had to give its slot up.
-    """
-
-    steps: int = 0
-    rows: int = 0
-    written: int = 0
-    reused: int = 0
-    preempted: int = 0
 
 
 @dataclass
@@ -116,7 +97,7 @@ class Engine:
         self._slots = Slots(runner, self.capacity.kept)
         self._active: list[Job] = []
         self._numbers = itertools.count()
-        if self.capacity.memory is not None:
+        if self.capacity.memory is not None or guesser is not None:
             runner.bytes_for(1)  # which may have to be measured, and nothing else may run meanwhile
 
     def submit(self, request: Request) -> Handle:
@@ -171,14 +152,7 @@ class Engine:
 
     def _check(self, request: Request, limit: int) -> None:
         runner, prompt, source = self.runner, request.prompt, request.source
-        if not prompt or (source is not None and not source):
-            raise SpecError("each prompt must have at least one token")
-        if runner.reads_source != (source is not None):
-            told = "needs a source for its encoder" if runner.reads_source else "has no encoder that reads a source"
-            raise SpecError(f"this model {told}")
-        _check_ids(prompt, runner.positions, runner.vocabulary)
-        if source is not None:
-            _check_ids(source, runner.source_positions, runner.source_vocabulary)
+        refuse(runner, prompt, source)
         refuse_unknown(request.settings.processors, runner.vocabulary)
         if request.settings.stop and request.decoder is None:
             raise SpecError("stop strings need a decoder that turns ids into text")
@@ -275,14 +249,14 @@ class Engine:
 
     def _guess(self, part: Part) -> Guess:
         """Return guesses of how a text goes on, where that may pay and there is room for them."""
-        job, count = part.job, self.speculation.count
-        if self.guesser is None or not part.whole or len(part.ids) > 1 or self.runner.earliest(part.slot) > 1:
+        job = part.job
+        if self.guesser is None or not part.whole or len(part.ids) > 1:
             return NOTHING
         trial = self._trials.setdefault(job.number, Trial(self.speculation, self.guesser.cost))
         left = job.limit - len(job.text.ids) - 1
-        count = (
-            min(count, left) if self.runner.positions is None else min(count, left, self.runner.positions - job.length)
-        )
+        if self.runner.positions is not None:
+            left = min(left, self.runner.positions - job.length)
+        count = min(self.speculation.count, self.runner.retracts, left)
         if trial.stopped or count < 1 or not self._has_room_for(count):
             return NOTHING
         try:
@@ -358,7 +332,9 @@ class Engine:
             self._slots.held(job, chosen[:-1])
             self.runner.truncate(part.slot, part.held + len(part.ids) + len(chosen) - 1)
             self.guesses.note(len(guess.ids), taken)
-            self._trials[job.number].note(len(guess.ids), taken)
+            trial = self._trials[job.number]
+            trial.note(len(guess.ids), taken)
+            self.guesses.stopped += trial.stopped
         else:
             chosen = [job.chooser.choose(scores[0], job.text)]
         shown = job.request.settings.shown
@@ -382,10 +358,3 @@ class Engine:
                 self._slots.keep(job)
             else:
                 self._slots.give_back(job)
-
-
-def _check_ids(ids: Sequence[int], positions: int | None, vocabulary: int | None) -> None:
-    if positions is not None and len(ids) > positions:
-        raise SpecError(f"a prompt of {len(ids)} tokens is longer than the model's {positions} positions; shorten it")
-    if vocabulary is not None and not 0 <= min(ids) <= max(ids) < vocabulary:
-        raise SpecError(f"a prompt has an id outside of the vocabulary of {vocabulary:,}")

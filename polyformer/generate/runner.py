@@ -6,11 +6,37 @@ and its place in it. Shape letters: R rows, W rows whose scores are wanted, V vo
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from polyformer.errors import SpecError
+
 if TYPE_CHECKING:
-    from polyformer.generate.scores import Scores
+    from polyformer.generate.scores import Ids, Scores
+
+
+@dataclass
+class Counts:
+    """What has been done so far.
+
+    Attributes:
+        steps, rows: calls of the model, and rows in them.
+        written: tokens chosen; by a search, those of the best hypotheses.
+        reused: tokens of prompts that were found in the cache.
+        preempted: how often a text had to give its slot up.
+    """
+
+    steps: int = 0
+    rows: int = 0
+    written: int = 0
+    reused: int = 0
+    preempted: int = 0
+
+    def note(self, rows: int) -> None:
+        """Count a step."""
+        self.steps += 1
+        self.rows += rows
 
 
 class Rows(NamedTuple):
@@ -66,14 +92,30 @@ class Runner(Protocol):
             wanted: indices into `rows`, in order.
         """
 
-    def read(self, slot: int, source: Sequence[int]) -> None:
-        """Run the encoder on a source, whose output the slot's rows will look at."""
+    def best(self, rows: Rows, wanted: Sequence[int], count: int, forbidden: Sequence[int]) -> tuple[Scores, Ids]:
+        """Do what `step` does, but return only the likeliest next tokens of the rows wanted, best first.
+
+        Args:
+            forbidden: ids that come out as impossible, though they keep their share of the probability.
+        Returns:
+            Log-probabilities [W, count], and ids [W, count]; of equally likely ones, lower ids come first.
+        """
+
+    def read(self, sources: Mapping[int, Sequence[int]]) -> None:
+        """Run the encoder on the sources of slots, whose output their rows will look at."""
 
     def length(self, slot: int) -> int:
         """Return how many tokens a slot holds."""
 
     def earliest(self, slot: int) -> int:
-        """Return the least length above 0 that a slot can be cut back to: its own where states are recurrent."""
+        """Return the least length above 0 that a slot can be cut back to: its own where states are recurrent.
+
+        What attends to a window only has forgotten the keys that a much shorter text would look at.
+        """
+
+    @property
+    def retracts(self) -> int:
+        """How many of its last tokens a slot can always be cut back by; 0 where states are recurrent."""
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget all but the first `length` tokens of a slot; `length` is 0, or at least `earliest(slot)`."""
@@ -90,3 +132,22 @@ class Runner(Protocol):
     @property
     def bytes(self) -> int:
         """How much memory all slots take now."""
+
+
+def refuse(runner: Runner, prompt: Sequence[int], source: Sequence[int] | None) -> None:
+    """Raise `SpecError` for what a runner can't go on from: a prompt that is empty, too long, or of unknown ids."""
+    if not prompt or (source is not None and not source):
+        raise SpecError("each prompt must have at least one token")
+    if runner.reads_source != (source is not None):
+        told = "needs a source for its encoder" if runner.reads_source else "has no encoder that reads a source"
+        raise SpecError(f"this model {told}")
+    _refuse_ids(prompt, runner.positions, runner.vocabulary)
+    if source is not None:
+        _refuse_ids(source, runner.source_positions, runner.source_vocabulary)
+
+
+def _refuse_ids(ids: Sequence[int], positions: int | None, vocabulary: int | None) -> None:
+    if positions is not None and len(ids) > positions:
+        raise SpecError(f"a prompt of {len(ids)} tokens is longer than the model's {positions} positions; shorten it")
+    if vocabulary is not None and not 0 <= min(ids) <= max(ids) < vocabulary:
+        raise SpecError(f"a prompt has an id outside of the vocabulary of {vocabulary:,}")

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
     Scores: TypeAlias = Tensor | npt.NDArray[np.float32]
     """Scores in float32, and what is made of them row by row."""
+    Ids: TypeAlias = Tensor | npt.NDArray[np.int64]
 
 
-def tensor_of(scores: Scores) -> Tensor:
-    """Return scores as a tensor; an array's memory is shared."""
+def tensor_of(scores: Scores | Ids) -> Tensor:
+    """Return scores, or ids, as a tensor; an array's memory is shared."""
     if not isinstance(scores, np.ndarray):
         return scores
     import torch

@@ -67,7 +67,7 @@ class Slots:
         held = Held(slot, [], source, self.runner.version, job)
         self._used[slot] = held
         if best is None and source is not None:
-            self.runner.read(slot, source)
+            self.runner.read({slot: source})
         if best is not None:
             held.ids = best.ids[:shared]
         return shared

@@ -100,13 +100,13 @@ def evaluate_texts(
     seconds = time.perf_counter() - started
     asked = samples or Samples()
     if objective.reads == "forwards":
-        shown = list(_continued(model, tokenizer, documents, asked)) if asked.count else []
+        shown = list(continued(model, tokenizer, documents, asked)) if asked.count else []
         return TextEvaluation(len(documents), found, data.bytes, seconds, shown)
     shown = list(_filled(model, tokenizer, reader, asked)) if asked.count else []
     return TextEvaluation(len(documents), found, None, seconds, shown)
 
 
-def _continued(
+def continued(
     model: TransformerPart, tokenizer: TextTokenizer, documents: Sequence[Document], asked: Samples
 ) -> Iterator[Sample]:
     """Continue the beginnings of some documents, evenly spread; of few documents, of later places too."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from polyformer.families.sentence import MODULES, SentenceModules, read_sentence_modules
+from polyformer.families.sentence import SentenceModules, read_sentence_modules
+from polyformer.loaded.layouts import MODULES
 from polyformer.loaded.model import Loaded, Pooling
 from polyformer.loaded.tokenizers import read_tokenizers
 from polyformer.weights import strict_json

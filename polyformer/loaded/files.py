@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 
 from polyformer.errors import RunError, WeightsError
-from polyformer.families.sentence import MODULES
+from polyformer.loaded.layouts import CONFIG, MODULES, SPEC
 from polyformer.loaded.model import Loaded
-from polyformer.loaded.own import SPEC, load_own, read_own_spec, save_own
+from polyformer.loaded.own import load_own, read_own_spec, save_own
 from polyformer.loaded.ready import ready_path
-from polyformer.loaded.reference import CONFIG, load_reference, read_reference_family, save_reference
+from polyformer.loaded.reference import load_reference, read_reference_family, save_reference
 from polyformer.native.builder import LoweringError
-from polyformer.native.given import Precision
+from polyformer.native.kinds import Precision
 from polyformer.native.library import required
 from polyformer.native.lowering import lower
 from polyformer.parts.model import Transformer
@@ -133,7 +133,12 @@ def save(loaded: Loaded, folder: str | Path, force: bool = False) -> None:
         WeightsError: the folder exists, or can't be written; what stood there is whole.
     """
     with staged_folder(Path(folder), replace=force) as stage:
-        if loaded.family is not None and loaded.family.spec() == loaded.spec:
-            save_reference(loaded, loaded.family, stage)
-        else:
-            save_own(loaded, stage)
+        write_into(loaded, stage)
+
+
+def write_into(loaded: Loaded, folder: Path) -> None:
+    """Write what `save` does into a folder that is there; who made the folder sees to it that it is complete."""
+    if loaded.family is not None and loaded.family.spec() == loaded.spec:
+        save_reference(loaded, loaded.family, folder)
+    else:
+        save_own(loaded, folder)

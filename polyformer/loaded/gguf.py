@@ -14,7 +14,7 @@ from polyformer.families.generation import Generation
 from polyformer.families.gguf import gguf_config, gguf_names
 from polyformer.loaded.model import Loaded, ready
 from polyformer.loaded.tokenizers import refuse_foreign
-from polyformer.native.given import Precision
+from polyformer.native.kinds import Precision
 from polyformer.weights.assemble import assemble
 from polyformer.weights.gguf import GgufFile, read_gguf
 

@@ -9,6 +9,7 @@ import torch
 from polyformer.errors import SpecError, WeightsError
 from polyformer.families.generation import Generation
 from polyformer.loaded.beside import read_beside, read_sentence, save_beside
+from polyformer.loaded.layouts import GENERATION, LABELS, SPEC
 from polyformer.loaded.model import Loaded, ready, write_json
 from polyformer.loaded.tokenizers import TOKENIZER
 from polyformer.parts.model import Transformer
@@ -17,8 +18,6 @@ from polyformer.weights import strict_json
 from polyformer.weights.assemble import assemble, disassemble
 from polyformer.weights.files import SINGLE, read_tensors, write_tensors
 from polyformer.weights.folders import check_manifest
-
-SPEC, GENERATION, LABELS = "spec.json", "generation_config.json", "labels.json"
 
 
 def load_own(path: Path, device: torch.device | str | None, dtype: torch.dtype | None) -> Loaded:

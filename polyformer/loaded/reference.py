@@ -11,14 +11,12 @@ from polyformer.families import Family, read_family
 from polyformer.families.config import write_config
 from polyformer.families.generation import Generation
 from polyformer.loaded.beside import read_beside, read_sentence, save_beside
+from polyformer.loaded.layouts import CONFIG, GENERATION
 from polyformer.loaded.model import Loaded, ready, write_json
-from polyformer.loaded.own import GENERATION
 from polyformer.weights import strict_json
 from polyformer.weights.assemble import assemble, disassemble
 from polyformer.weights.files import INDEX, SINGLE, TensorMap, read_tensors, write_tensors
 from polyformer.weights.folders import member
-
-CONFIG = "config.json"
 
 
 def load_reference(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from polyformer.errors import SpecError
-from polyformer.loaded.model import Loaded
-from polyformer.parts import TokenEmbedding
 from polyformer.spec import walk
 from polyformer.weights.folders import member
 
 if TYPE_CHECKING:
+    from polyformer.data.checkpoint_tokenizer import TextTokenizer
     from polyformer.data.tokenizer import TextPairTokenizer
+    from polyformer.loaded.model import Loaded
 
 TOKENIZER = "tokenizer"
 PUBLISHED = ("tokenizer.json", "vocab.*", "*.model")
@@ -27,15 +27,28 @@ def read_tokenizers(loaded: Loaded, path: Path) -> None:
         DataError: a damaged one.
         WeightsError: a file that is a link out of the folder.
     """
+    loaded.tokenizer, loaded.text_tokenizer = tokenizers_at(path)
+    refuse_foreign(loaded)
+
+
+class Tokenizers(NamedTuple):
+    """The tokenizers of a folder: of pairs or of single texts, or none at all."""
+
+    pairs: TextPairTokenizer | None
+    text: TextTokenizer | None
+
+
+def tokenizers_at(path: Path) -> Tokenizers:
+    """Read the tokenizer that lies in a model's folder, or in a folder of its own there."""
     place = path / TOKENIZER if (path / TOKENIZER).is_dir() else path
     for file in (*place.glob("*.json"), *place.glob("*.spm"), *place.glob("*.model"), *place.glob("*.txt")):
         member(place, file.name)
-    loaded.tokenizer = _pairs(place)
-    if loaded.tokenizer is None and any(next(place.glob(name), None) for name in PUBLISHED):
-        from polyformer.data.checkpoint_tokenizer import TextTokenizer
+    pairs = _pairs(place)
+    if pairs is not None or not any(next(place.glob(name), None) for name in PUBLISHED):
+        return Tokenizers(pairs, None)
+    from polyformer.data.checkpoint_tokenizer import TextTokenizer
 
-        loaded.text_tokenizer = TextTokenizer.find(place)
-    refuse_foreign(loaded)
+    return Tokenizers(None, TextTokenizer.find(place))
 
 
 def _pairs(place: Path) -> TextPairTokenizer | None:
@@ -55,8 +68,7 @@ def refuse_foreign(loaded: Loaded) -> None:
     pairs, text, said = loaded.tokenizer, loaded.text_tokenizer, loaded.generation
     if text is not None:
         most = max((size for side in ("source", "target") for size in _vocabularies(loaded, side)), default=None)
-        if most is not None and text.vocabulary > most:
-            raise SpecError(f"{loaded.folder}: the tokenizer has {text.vocabulary} tokens, but the model only {most}")
+        refuse_larger(loaded.folder, text, most)
     if pairs is None:
         return
     for side, known in (("source", pairs.source_vocabulary), ("target", pairs.target_vocabulary)):
@@ -72,6 +84,14 @@ def refuse_foreign(loaded: Loaded) -> None:
             raise SpecError(f"{loaded.folder} says {key} = {told}, but in its tokenizer that is {own}")
 
 
+def refuse_larger(folder: Path | None, text: TextTokenizer | None, most: int | None) -> None:
+    """Raise for a tokenizer that has more tokens than the model."""
+    if text is not None and most is not None and text.vocabulary > most:
+        raise SpecError(f"{folder}: the tokenizer has {text.vocabulary} tokens, but the model only {most}")
+
+
 def _vocabularies(loaded: Loaded, side: str) -> list[int]:
+    from polyformer.parts import TokenEmbedding
+
     embed = getattr(loaded.spec, side)
     return [record.vocabulary for _, record in walk(embed) if isinstance(record, TokenEmbedding)] if embed else []

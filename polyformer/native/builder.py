@@ -19,6 +19,7 @@ from polyformer.errors import SpecError
 from polyformer.native.program import (
     NONE,
     CacheShape,
+    ExpertChoice,
     Instruction,
     Multiply,
     PickRows,
@@ -79,6 +80,7 @@ class Builder:
     _weights: dict[str, Weight] = field(default_factory=dict)
     _caches: list[CacheShape] = field(default_factory=list)
     _waves: list[Waves] = field(default_factory=list)
+    _choices: list[ExpertChoice] = field(default_factory=list)
 
     def program(self) -> Program:
         """Lower the whole model."""
@@ -105,6 +107,7 @@ class Builder:
             tuple(write),
             tuple(read),
             self.length,
+            tuple(self._choices),
         )
 
     def _lower_encoder(self) -> None:
@@ -178,7 +181,9 @@ class Builder:
         return self.weight(path, *shape) if there else NONE
 
     def cache(self, shape: CacheShape) -> int:
-        """Return a new cache."""
+        """Return a new cache. The encoder's layers, which come one after the other, take turns with one."""
+        if self.model.encoder is not None and self.memory is None and shape in self._caches:
+            return self._caches.index(shape)
         self._caches.append(shape)
         return len(self._caches) - 1
 
@@ -187,6 +192,11 @@ class Builder:
         if waves not in self._waves:
             self._waves.append(waves)
         return self._waves.index(waves)
+
+    def choice(self, choice: ExpertChoice) -> int:
+        """Return a new choice of experts."""
+        self._choices.append(choice)
+        return len(self._choices) - 1
 
     def limit(self, length: int | None) -> None:
         """Say that there are only so many places."""

@@ -21,13 +21,14 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass
 class _Step:
-    """What one step's instructions share: which rows there are, and what registers hold [N, width]."""
+    """What one step's instructions share: which rows there are, what registers hold [N, width], and choices [N, C]."""
 
     ids: Tensor
     slots: list[int]
     places: Tensor
     wanted: Tensor
     registers: dict[int, Tensor] = field(default_factory=dict)
+    choices: dict[int, Tensor] = field(default_factory=dict)
 
 
 class Interpreter:
@@ -141,6 +142,46 @@ def _multiply(run: Interpreter, one: ir.Multiply, step: _Step) -> None:
         step.registers[out] = F.linear(x, run.weights[matrix], run.weights[bias] if bias else None)
 
 
+def _choose(run: Interpreter, one: ir.ChooseExperts, step: _Step) -> None:
+    count = run.program.choices[one.choice].chosen
+    shares, experts = step.registers[one.x].softmax(-1).topk(count)
+    if one.among == "chosen":
+        shares = shares / shares.sum(-1, keepdim=True)
+    if one.capacity:
+        taken: dict[tuple[int, int], int] = {}
+        for row, slot in enumerate(step.slots):
+            for i, expert in enumerate(experts[row].tolist()):
+                taken[slot, expert] = taken.get((slot, expert), 0) + 1
+                shares[row, i] *= taken[slot, expert] <= one.capacity
+    step.registers[one.out], step.choices[one.choice] = shares, experts
+
+
+def _multiply_chosen(run: Interpreter, one: ir.MultiplyChosen, step: _Step) -> None:
+    """Row by row and expert by expert."""
+    chosen, experts = step.choices[one.choice], run.program.choices[one.choice].experts
+    inputs = run.weights[one.matrices[0]].shape[1]
+    x = torch.unflatten(step.registers[one.x], -1, (-1, inputs))
+    for i, out in enumerate(one.outs):
+        found = []
+        for row, numbers in enumerate(chosen.tolist()):
+            for place, expert in enumerate(numbers):
+                matrix, bias = (names[i * experts + expert] for names in (one.matrices, one.biases))
+                own = x[row, place if x.shape[1] > 1 else 0]
+                found.append(F.linear(own, run.weights[matrix], run.weights[bias] if bias else None))
+        step.registers[out] = torch.stack(found).view(len(chosen), -1)
+
+
+def _blend(run: Interpreter, one: ir.BlendChosen, step: _Step) -> None:
+    shares = step.registers[one.shares]
+    step.registers[one.out] = (
+        torch.unflatten(step.registers[one.x], -1, (shares.shape[1], -1)) * shares[..., None]
+    ).sum(1)
+
+
+def _damp(run: Interpreter, one: ir.DampRows, step: _Step) -> None:
+    step.registers[one.out] = torch.sigmoid(step.registers[one.gate]) * step.registers[one.x]
+
+
 def _rotate(run: Interpreter, one: ir.Rotate, step: _Step) -> None:
     waves = run.program.waves[one.waves]
     x = torch.unflatten(step.registers[one.x], -1, (one.heads, -1))
@@ -243,5 +284,9 @@ RUN: dict[type[ir.Instruction], Callable[[Interpreter, Any, _Step], None]] = {
     ir.ClipRows: _clip,
     ir.CapRows: _cap,
     ir.PickRows: _pick,
+    ir.ChooseExperts: _choose,
+    ir.MultiplyChosen: _multiply_chosen,
+    ir.BlendChosen: _blend,
+    ir.DampRows: _damp,
 }
 """What runs each instruction."""

@@ -25,11 +25,13 @@ FACE: dict[str, tuple[Any, list[Any]]] = {
     "pf_state_bytes": (N, [P]),
     "pf_state_bytes_for": (N, [P, N, N]),
     "pf_step": (C, [P, N, P, P, P, N, P, P, TEXT]),
-    "pf_read": (C, [P, N, N, P, TEXT]),
+    "pf_best": (C, [P, N, P, P, P, N, P, N, N, P, P, P, TEXT]),
+    "pf_read": (C, [P, N, P, P, TEXT]),
     "pf_truncate": (C, [P, N, N, TEXT]),
     "pf_clear": (C, [P, N, TEXT]),
     "pf_copy": (C, [P, N, N, N, TEXT]),
     "pf_length": (C, [P, N, P, TEXT]),
+    "pf_earliest": (C, [P, N, P, TEXT]),
     "pf_sum": (D, [P, N, C]),
 }
 """What each function returns and takes."""

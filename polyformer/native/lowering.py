@@ -17,12 +17,17 @@ from polyformer.native.program import (
     ActivatedGate,
     AddPlaces,
     AddRows,
+    BlendChosen,
     CacheShape,
     CapRows,
+    ChooseExperts,
     ClipRows,
+    DampRows,
     DistanceBuckets,
+    ExpertChoice,
     Instruction,
     Look,
+    MultiplyChosen,
     NormRows,
     Program,
     Remember,
@@ -76,7 +81,7 @@ def _embed(spec: parts.Embed, builder: Builder, path: str, x: int) -> int:
     return rows
 
 
-def _places(spec: Position, builder: Builder, path: str, x: int) -> Instruction:
+def _places(spec: Position | parts.AfterPrefix, builder: Builder, path: str, x: int) -> Instruction:
     """Learned positions are rows of their table; computed ones are those of a table that is made when it is loaded."""
     builder.limit(spec.length)
     weight = f"{path}.weight"
@@ -176,6 +181,55 @@ def _feed_forward(spec: parts.FeedForward, builder: Builder, path: str, x: int) 
     return builder.lower(spec.down, f"{path}.down", hidden)
 
 
+@lowers(parts.Gated)
+def _gated(spec: parts.Gated, builder: Builder, path: str, x: int) -> int:
+    made, gate = builder.lower(spec.op, f"{path}.op", x), builder.lower(spec.gate, f"{path}.gate", x)
+    if builder.width[gate] != 1:
+        raise LoweringError(f"{path}.gate", spec.gate, "only a gate of one number for each row is lowered")
+    return builder.emit(DampRows(builder.fresh(builder.width[made]), made, gate))
+
+
+@lowers(parts.Experts)
+def _experts(spec: parts.Experts, builder: Builder, path: str, x: int) -> int:
+    """A choice for each row, and products with the chosen experts' matrices only."""
+    one = spec.experts[0]
+    if not isinstance(one, parts.FeedForward) or any(other != one for other in spec.experts):
+        raise LoweringError(
+            f"{path}.experts", one, "only experts that are feed-forward networks, all alike, are lowered"
+        )
+    if one.gate_up is not None:
+        raise LoweringError(f"{path}.experts.0.gate_up", one.gate_up, FUSED)
+    scores = builder.lower(spec.router, f"{path}.router", x)
+    choice = builder.choice(ExpertChoice(len(spec.experts), spec.chosen))
+    shares = builder.fresh(spec.chosen)
+    builder.emit(ChooseExperts(shares, scores, choice, spec.weights, spec.capacity or 0))
+    if one.gate is None:
+        (up,) = _of_experts(spec, builder, path, (x, choice), ("up",))
+        hidden = builder.emit(Activated(builder.fresh(builder.width[up]), up, one.activation))
+    else:
+        gate, up = _of_experts(spec, builder, path, (x, choice), ("gate", "up"))
+        hidden = builder.emit(ActivatedGate(builder.fresh(builder.width[up]), gate, up, one.activation))
+    (made,) = _of_experts(spec, builder, path, (hidden, choice), ("down",))
+    return builder.emit(BlendChosen(builder.fresh(builder.width[made] // spec.chosen), made, shares, choice))
+
+
+def _of_experts(
+    spec: parts.Experts, builder: Builder, path: str, rows: tuple[int, int], names: tuple[str, ...]
+) -> tuple[int, ...]:
+    """Multiply rows, a register and a choice, by the chosen experts' matrices of these names; return the registers."""
+    outs, matrices, biases = [], [], []
+    for name in names:
+        linear = getattr(spec.experts[0], name)
+        if not isinstance(linear, parts.Linear):
+            raise LoweringError(f"{path}.experts.0.{name}", linear, "of experts, only plain matrices are lowered")
+        outs.append(builder.fresh(spec.chosen * linear.outputs))
+        for i in range(len(spec.experts)):
+            matrices.append(builder.weight(f"{path}.experts.{i}.{name}.weight", linear.outputs, linear.inputs))
+            biases.append(builder.optional(linear.bias, f"{path}.experts.{i}.{name}.bias", linear.outputs))
+    builder.emit(MultiplyChosen(tuple(outs), *rows, tuple(matrices), tuple(biases)))
+    return tuple(outs)
+
+
 @lowers(parts.Activate)
 def _activate(spec: parts.Activate, builder: Builder, path: str, x: int) -> int:
     return builder.emit(Activated(builder.fresh(builder.width[x]), x, spec.activation))
@@ -266,8 +320,10 @@ def _sight(spec: parts.Attention, builder: Builder, path: str) -> tuple[Literal[
     """Return the rule, and how many keys are seen at most, 0 for all. Each slot is a document of its own."""
     causal, window = False, 0
     for rule in rules_of(spec.see):
+        if isinstance(rule, parts.Window) and rule.step > 1:
+            raise LoweringError(path, spec, "a window that leaves keys out has no lowering")
         if isinstance(rule, parts.Window):
-            window = rule.width
+            window = min(window or rule.width, rule.width)
         elif isinstance(rule, parts.Causal):
             causal = True
         elif not isinstance(rule, parts.SameDocument | parts.Everyone):

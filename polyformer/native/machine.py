@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +28,9 @@ SOURCES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "Q4_K": 12, "Q6_
 OWN_KINDS: dict[str, Kind] = {"Q4_0": "q4", "Q4_1": "q4m", "Q4_K": "q4m", "Q8_0": "q8", "Q6_K": "q8"}
 """The kind that holds a format as it is; of Q6_K, whose groups are of 16, the one that comes nearest."""
 
+RETRACTS = 64
+"""Tokens that a slot can always be cut back by, where it has forgotten what lies before a window."""
+
 
 class Machine(Record):
     """How programs are run.
@@ -43,6 +48,19 @@ class Machine(Record):
     threads: int = 2
     cache: Literal["f32", "f16", "i8"] = "f32"
     kernels: Literal["best", "portable"] = "best"
+
+
+def processors() -> int:
+    """Return how many threads may work: what PyTorch was told, where somebody uses it, or else what `OMP_NUM_THREADS`
+    says, or as many as there are processors for this program."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return int(torch.get_num_threads())
+    said = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    if said.isdecimal() and int(said) > 0:
+        return min(int(said), 256)
+    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return min(len(own), 256)
 
 
 @dataclass(frozen=True)
@@ -113,7 +131,8 @@ class NativeState:
         self.model, self.machine = model, machine
         cell = ("f32", "f16", "i8").index(machine.cache)
         self.handle = ctypes.c_void_p()
-        sizes = (machine.slots, machine.room, cell, machine.threads, int(machine.kernels == "portable"))
+        room = min(machine.room, model.program.length or machine.room)
+        sizes = (machine.slots, room, cell, machine.threads, int(machine.kernels == "portable"))
         call("pf_state_new", model.handle, *sizes, ctypes.byref(self.handle))
 
     def __del__(self) -> None:
@@ -146,23 +165,52 @@ class NativeState:
         Raises:
             RunError: a slot or a token that isn't there, a gap before a token, or a place beyond the room.
         """
-        if not len(ids) == len(slots) == len(places):
-            raise RunError(f"{len(ids)} tokens need as many slots and places, not {len(slots)} and {len(places)}")
-        given = [np.asarray(one, dtype=np.int64) for one in (ids, slots, places, wanted)]
+        given = _given(ids, slots, places, wanted)
         scores = np.empty((len(wanted), self.model.program.vocabulary), dtype=np.float32)
-        first, second, third, rows = (one.ctypes.data for one in given)
-        call("pf_step", self.handle, len(ids), first, second, third, len(wanted), rows, scores.ctypes.data)
+        call("pf_step", self.handle, *_addresses(given), scores.ctypes.data)
         return scores
+
+    def best(
+        self,
+        ids: Sequence[int],
+        slots: Sequence[int],
+        places: Sequence[int],
+        wanted: Sequence[int],
+        count: int,
+        forbidden: Sequence[int] = (),
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Do what `step` does, but find the likeliest next tokens there: their log-probabilities and ids [W, count].
+
+        The best come first; of equally likely ones those with lower ids. What is forbidden keeps its share of the
+        probability. If there are too few tokens, impossible ones follow; scores that are no numbers give such ones.
+        """
+        given, barred = _given(ids, slots, places, wanted), np.unique(np.asarray(forbidden, dtype=np.int64))
+        likely, found = (np.empty((len(wanted), count), dtype=kind) for kind in (np.float32, np.int64))
+        choice = (count, len(barred), barred.ctypes.data)
+        call("pf_best", self.handle, *_addresses(given), *choice, likely.ctypes.data, found.ctypes.data)
+        return likely, found
 
     def read(self, ids: Sequence[int], slot: int) -> None:
         """Let the encoder read a text, which the slot's tokens will look at; whatever it held is dropped."""
-        given = np.asarray(ids, dtype=np.int64)
-        call("pf_read", self.handle, slot, len(given), given.ctypes.data)
+        self.read_all({slot: ids})
+
+    def read_all(self, texts: Mapping[int, Sequence[int]]) -> None:
+        """Let the encoder read texts for slots, all at once."""
+        ids = np.array([token for text in texts.values() for token in text], dtype=np.int64)
+        slots = np.repeat(np.array(list(texts), dtype=np.int64), [len(text) for text in texts.values()])
+        call("pf_read", self.handle, len(ids), ids.ctypes.data, slots.ctypes.data)
 
     def length(self, slot: int) -> int:
         """Return how many tokens a slot holds."""
+        return self._told("pf_length", slot)
+
+    def earliest(self, slot: int) -> int:
+        """Return the least length above 0 that a slot can be cut back to; what lies before windows is forgotten."""
+        return self._told("pf_earliest", slot)
+
+    def _told(self, name: str, slot: int) -> int:
         found = ctypes.c_int64()
-        call("pf_length", self.handle, slot, ctypes.byref(found))
+        call(name, self.handle, slot, ctypes.byref(found))
         return found.value
 
     def truncate(self, slot: int, length: int) -> None:
@@ -176,3 +224,17 @@ class NativeState:
     def copy(self, source: int, target: int, length: int) -> None:
         """Let a slot hold the first tokens of another, and share what that has read."""
         call("pf_copy", self.handle, source, target, length)
+
+
+def _given(
+    ids: Sequence[int], slots: Sequence[int], places: Sequence[int], wanted: Sequence[int]
+) -> tuple[npt.NDArray[np.int64], ...]:
+    if not len(ids) == len(slots) == len(places):
+        raise RunError(f"{len(ids)} tokens need as many slots and places, not {len(slots)} and {len(places)}")
+    return tuple(np.asarray(one, dtype=np.int64) for one in (ids, slots, places, wanted))
+
+
+def _addresses(given: tuple[npt.NDArray[np.int64], ...]) -> tuple[int, int, int, int, int, int]:
+    """Return what a step's call is told: how many tokens there are and where, and which are wanted."""
+    ids, slots, places, rows = given
+    return len(ids), ids.ctypes.data, slots.ctypes.data, places.ctypes.data, len(rows), rows.ctypes.data

@@ -5,7 +5,8 @@ many sequences at once, a long prompt in pieces, and one token after the other a
 holds a row of numbers for each of them. A program holds no weights but their names, so that it can be printed, written
 to a file, and run with weights of any precision.
 
-Shape letters: N rows of the step, H heads, G key/value heads, E head width, R the rotated part of a head.
+Shape letters: N rows of the step, H heads, G key/value heads, E head width, R the rotated part of a head, X experts,
+C experts chosen for a row.
 """
 
 from __future__ import annotations
@@ -158,6 +159,67 @@ class Look(Instruction):
     bias: Slopes | DistanceBuckets | None = None
 
 
+class ChooseExperts(Instruction):
+    """out [C] = the weights of the C experts with the highest scores x [X], which are noted as a choice by its number.
+
+    The weights are probabilities among "all" experts, or among the "chosen" ones. Of a step's rows of one slot, an
+    expert takes the first `capacity`, if that is not 0; the weight of what it doesn't take is 0.
+    """
+
+    name: ClassVar[str] = "choose"
+    in_place: ClassVar[bool] = False
+
+    out: int
+    x: int
+    choice: int
+    among: Literal["all", "chosen"] = "chosen"
+    capacity: int = 0
+
+
+class MultiplyChosen(Instruction):
+    """outs[i] = each chosen expert's x weightᵀ + bias, side by side, in the order of the choice.
+
+    x is one row for all of them, or what such an instruction made: one behind the other for each of them.
+    `matrices` and `biases` are those of all experts for the first of `outs`, then those for the next.
+    """
+
+    name: ClassVar[str] = "multiply chosen"
+    writes: ClassVar[tuple[str, ...]] = ("outs",)
+    weights: ClassVar[tuple[str, ...]] = ("matrices", "biases")
+    in_place: ClassVar[bool] = False
+
+    outs: tuple[int, ...]
+    x: int
+    choice: int
+    matrices: tuple[str, ...]
+    biases: tuple[str, ...]
+
+
+class BlendChosen(Instruction):
+    """out = the sum of what the chosen experts made, x, each times its weight of `shares` [C]."""
+
+    name: ClassVar[str] = "blend"
+    reads: ClassVar[tuple[str, ...]] = ("x", "shares")
+    in_place: ClassVar[bool] = False
+
+    out: int
+    x: int
+    shares: int
+    choice: int
+
+
+class DampRows(Instruction):
+    """out = x / (1 + exp(-gate)), where `gate` is one number for each row."""
+
+    name: ClassVar[str] = "damp"
+    reads: ClassVar[tuple[str, ...]] = ("x", "gate")
+    in_place: ClassVar[bool] = False
+
+    out: int
+    x: int
+    gate: int
+
+
 class Activated(Instruction):
     """out = function(x)."""
 
@@ -242,6 +304,13 @@ class CacheShape(Record):
     holds: Literal["text", "memory"] = "text"
 
 
+class ExpertChoice(Record):
+    """A choice that is made for each row: C of X experts."""
+
+    experts: int
+    chosen: int
+
+
 class Waves(Record):
     """The angles a place of rotated pairs [R / 2], and the factor on what was turned."""
 
@@ -263,7 +332,7 @@ class Program(Record):
     Attributes:
         registers: the width of each.
         weights: all tensors, each once.
-        caches, waves: what instructions name by number.
+        caches, waves, choices: what instructions name by number.
         write: the instructions by which tokens become scores: their last register.
         read: those which come first where there is an encoder: they fill the caches of the kind "memory".
         length: the number of places there are; 0 for any number.
@@ -277,6 +346,7 @@ class Program(Record):
     write: tuple[Instruction, ...]
     read: tuple[Instruction, ...] = ()
     length: int = 0
+    choices: tuple[ExpertChoice, ...] = ()
 
     @property
     def scores(self) -> int:
@@ -315,6 +385,9 @@ def line_of(one: Instruction) -> str:
     if isinstance(one, Multiply):
         pairs = zip(one.matrices, one.biases, strict=True)
         return " ".join([*told, *(f"{matrix} + {bias}" if bias else matrix for matrix, bias in pairs)])
+    if isinstance(one, MultiplyChosen):
+        firsts = one.matrices[:: len(one.matrices) // len(one.outs)]
+        return " ".join([*told, f"choice={one.choice}", *firsts, "and of all other experts"])
     data = one.to_data()
     told += [f"{key}={_brief(data[key])}" for key in field_types(type(one)) if key in data and key not in _places(one)]
     return " ".join(told)
@@ -333,7 +406,7 @@ def _brief(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-_COUNTED = re.compile(r"(?<=blocks\.)\d+|(?<=cache=)\d+")
+_COUNTED = re.compile(r"(?<=blocks\.)\d+|(?<=cache=)\d+|(?<=choice=)\d+")
 
 
 def _folded(lines: list[str]) -> Iterator[str]:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from polyformer.errors import RunError
-from polyformer.families import read_family
-from polyformer.families.gguf import gguf_config
-from polyformer.native.given import Precision, from_gguf, from_tensors, kinds_for
-from polyformer.native.lowering import lower
-from polyformer.native.machine import Machine, NativeModel, NativeState
+from polyformer.native.kinds import Precision, kinds_for
+from polyformer.native.machine import RETRACTS, Machine, NativeModel, NativeState
 from polyformer.native.program import Program, TakeTokens
-from polyformer.weights.gguf import read_gguf
 
 if TYPE_CHECKING:
     from polyformer.parts.model import TransformerPart
@@ -49,8 +45,11 @@ class NativeRunner:
         positions, source_positions: the longest sequence, and the longest text that is read.
         vocabulary, source_vocabulary: how many tokens there are of either; None where no text is read.
         reads_source: whether a slot must be given a text to read first.
+        retracts: how many of the last tokens a slot can always be cut back by.
         version: names the weights.
     """
+
+    retracts = RETRACTS
 
     def __init__(self, state: NativeState) -> None:
         program, machine = state.model.program, state.machine
@@ -61,25 +60,31 @@ class NativeRunner:
         self.source_vocabulary = _tokens_read(program)
         self.version: Hashable = 0
 
-    def step(self, rows: RowsOfStep, wanted: Sequence[int]) -> Tensor:
+    def step(self, rows: RowsOfStep, wanted: Sequence[int]) -> npt.NDArray[np.float32]:
         """Run the rows, hold what later ones need of them, and return the scores [W, V] of those wanted.
 
         Raises:
             RunError: a slot or a token that isn't there, a gap before a token, or a place beyond the room.
         """
-        return torch.from_numpy(self.state.step(rows.ids, rows.slots, rows.positions, wanted))
+        return self.state.step(rows.ids, rows.slots, rows.positions, wanted)
 
-    def read(self, slot: int, source: Sequence[int]) -> None:
-        """Run the encoder on a text, at which the slot's rows will look."""
-        self.state.read(source, slot)
+    def best(
+        self, rows: RowsOfStep, wanted: Sequence[int], count: int, forbidden: Sequence[int]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Do what `step` does, but return the likeliest next tokens: log-probabilities and ids [W, count], in order."""
+        return self.state.best(rows.ids, rows.slots, rows.positions, wanted, min(count, self.vocabulary), forbidden)
+
+    def read(self, sources: Mapping[int, Sequence[int]]) -> None:
+        """Run the encoder on the texts of slots, at which their rows will look."""
+        self.state.read_all(sources)
 
     def length(self, slot: int) -> int:
         """Return how many tokens a slot holds."""
         return self.state.length(slot)
 
     def earliest(self, slot: int) -> int:
-        """Return the least length above 0 that a slot can be cut back to: keys can be forgotten one by one."""
-        return min(1, self.state.length(slot))
+        """Return the least length above 0 that a slot can be cut back to; what lies before windows is forgotten."""
+        return self.state.earliest(slot)
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget all but the first `length` tokens of a slot."""
@@ -104,12 +109,16 @@ class NativeRunner:
 
 
 def runner(
-    model: TransformerPart | Path | str, weights: Precision = "as stored", machine: Machine | None = None
+    model: TransformerPart | Path | str,
+    weights: Precision = "as stored",
+    machine: Machine | None = None,
+    blocks: int | None = None,
 ) -> NativeRunner:
     """Return what runs a model natively.
 
     Args:
         model: a model in memory, or a GGUF file, whose blocks are taken as they are.
+        blocks: of a file, how many of the decoder's blocks run, the first ones; None for all.
         weights: how matrices are held; "as stored" keeps the codes of a GGUF file and makes floats of all else.
     Raises:
         LoweringError: the model has a part that no program can be made of; it runs in PyTorch.
@@ -117,21 +126,40 @@ def runner(
         WeightsError, SpecError: a file that can't be read.
     """
     machine = machine or Machine()
+    return NativeRunner(NativeState(packed(model, weights, machine, blocks), machine))
+
+
+def packed(
+    model: TransformerPart | Path | str, weights: Precision, machine: Machine, blocks: int | None = None
+) -> NativeModel:
+    """Return a model's program and weights, ready for any number of runners; see `runner`."""
     if isinstance(model, Path | str):
-        return NativeRunner(NativeState(_of_file(Path(model), weights, machine), machine))
+        return _of_file(Path(model), weights, machine, blocks)
+    from polyformer.native.given import from_tensors
+    from polyformer.native.lowering import lower
+
     program, tensors = lower(model.spec), dict(model.named_parameters()) | dict(model.named_buffers())
     given = from_tensors(program, tensors, machine.room)
-    made = NativeModel(program, given, kinds_for(program, weights), machine.room)
-    return NativeRunner(NativeState(made, machine))
+    return NativeModel(program, given, kinds_for(program, weights), machine.room)
 
 
-def _of_file(path: Path, weights: Precision, machine: Machine) -> NativeModel:
+def _of_file(path: Path, weights: Precision, machine: Machine, blocks: int | None) -> NativeModel:
     if path.is_dir():
         raise RunError(f"{path} is a folder; load it first, and give its model")
+    from polyformer.families import read_family
+    from polyformer.families.gguf import gguf_config
+    from polyformer.native.given import from_gguf
+    from polyformer.native.lowering import lower
+    from polyformer.parts import Stack, Transformer
+    from polyformer.weights.gguf import read_gguf
+
     file = read_gguf(path)
     config = gguf_config(file)
     family = read_family(config, str(path))
-    program = lower(family.spec())
+    spec = family.spec()
+    if blocks is not None and isinstance(spec, Transformer) and isinstance(spec.decoder, Stack):
+        spec = spec.replace(decoder=spec.decoder.replace(blocks=spec.decoder.blocks[:blocks]))
+    program = lower(spec)
     given = from_gguf(program, file, family, config, machine.room)
     return NativeModel(program, given, kinds_for(program, weights), machine.room)
 

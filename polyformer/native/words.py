@@ -23,6 +23,9 @@ def words_of(program: ir.Program, room: int) -> list[int]:
     words.append(len(program.waves))
     for waves in program.waves:
         words += [_bits(waves.strength), *_counted(map(_bits, waves.rates))]
+    words.append(len(program.choices))
+    for choice in program.choices:
+        words += [choice.experts, choice.chosen]
     words.append(len(program.weights))
     for one in program.weights:
         words += [*shape_of(one, room), int(one.path in packed)]
@@ -38,7 +41,7 @@ def packed_weights(program: ir.Program) -> set[str]:
     """Return the paths of matrices and tables of vectors; all others are lists of plain numbers."""
     found: set[str] = set()
     for one in (*program.read, *program.write):
-        if isinstance(one, ir.Multiply):
+        if isinstance(one, ir.Multiply | ir.MultiplyChosen):
             found.update(one.matrices)
         elif isinstance(one, ir.TakeTokens | ir.AddPlaces):
             found.add(one.table)
@@ -87,6 +90,28 @@ def _multiply(one: ir.Multiply, numbers: Numbers) -> list[int]:
     for out, matrix, bias in zip(one.outs, one.matrices, one.biases, strict=True):
         words += [numbers[matrix], _number(numbers, bias), out]
     return words
+
+
+def _choose(one: ir.ChooseExperts, numbers: Numbers) -> list[int]:
+    return [one.x, one.out, one.choice, ("all", "chosen").index(one.among), one.capacity]
+
+
+def _multiply_chosen(one: ir.MultiplyChosen, numbers: Numbers) -> list[int]:
+    words, experts = [one.x, one.choice, len(one.outs)], len(one.matrices) // len(one.outs)
+    for i, out in enumerate(one.outs):
+        own = slice(i * experts, (i + 1) * experts)
+        words.append(out)
+        for matrix, bias in zip(one.matrices[own], one.biases[own], strict=True):
+            words += [numbers[matrix], _number(numbers, bias)]
+    return words
+
+
+def _blend(one: ir.BlendChosen, numbers: Numbers) -> list[int]:
+    return [one.x, one.shares, one.out, one.choice]
+
+
+def _damp(one: ir.DampRows, numbers: Numbers) -> list[int]:
+    return [one.x, one.gate, one.out]
 
 
 def _rotate(one: ir.Rotate, numbers: Numbers) -> list[int]:
@@ -152,5 +177,9 @@ CODES: dict[type[ir.Instruction], tuple[int, Callable[[Any, Numbers], list[int]]
     ir.ClipRows: (11, _clip),
     ir.CapRows: (12, _cap),
     ir.PickRows: (13, _pick),
+    ir.ChooseExperts: (14, _choose),
+    ir.MultiplyChosen: (15, _multiply_chosen),
+    ir.BlendChosen: (16, _blend),
+    ir.DampRows: (17, _damp),
 }
 """The number of each instruction, and what follows it."""

@@ -68,9 +68,10 @@ class SlidingCache(StaticCache):
     _strips: dict[str, _Strip] = field(default_factory=dict)
     _gone: dict[str, int] = field(default_factory=dict)
 
-    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor, since: int | None = None) -> Pair:
-        if since is None:
+    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor, back: int | None = None) -> Pair:
+        if back is None:
             return super().extend(slot, key_BGSE, value_BGSE)
+        since = max(self.length + key_BGSE.shape[2] - back, 0)
         strip, new = self._strips.get(slot), (key_BGSE, value_BGSE)
         first = self.length if strip is None else strip.first
         self._gone[slot] = first

@@ -208,15 +208,16 @@ class ExpertsPart(Slotted):
             weights = weights / weights.sum(-1, keepdim=True)
         real = flow.rows_valid
         if self.capacity is not None:
-            weights = weights * self._within(experts.view(*x.shape[:2], self.chosen), real).view_as(weights)
+            choices = experts.view(*x.shape[:2], self.chosen)
+            weights = weights * flow.apart(self._within, choices).view_as(weights)
         if flow.trace is not None and "routing" in flow.trace.wants:
             rows_real = None if real is None else real.flatten()
             flow.trace.routing[flow.path + self.slot] = Routing(scores, experts, rows_real, self.losses)
         return weights, experts
 
-    def _within(self, experts_BSC: Tensor, real: Tensor | None) -> Tensor:
+    def _within(self, experts_BSC: Tensor, flow: Flow) -> Tensor:
         """Tell which choices are among the first `capacity` of their expert in their sequence: boolean [B, S, C]."""
-        choices = F.one_hot(experts_BSC, len(self.experts)).sum(2)
+        choices, real = F.one_hot(experts_BSC, len(self.experts)).sum(2), flow.rows_valid
         if real is not None:
             choices = choices * real[..., None]
         assert self.capacity is not None

@@ -46,15 +46,16 @@ class Affine(Spec, abstract=True):
 class AffinePart(Part):
     """x [..., inputs] -> [..., outputs]."""
 
+    spec: Affine
     bias: Tensor | None
 
     def matrix(self) -> Tensor:
         """Return W [outputs, inputs] as floating-point numbers."""
-        raise NotImplementedError
+        return self.spec.matrix({**dict(self.named_parameters()), **dict(self.named_buffers())})
 
     def frozen(self, kind: torch.dtype) -> bool:
         """Tell whether W doesn't learn, and products with rows of this type are made in it."""
-        raise NotImplementedError
+        return False
 
     def times(self, rows: Tensor) -> Tensor:
         """Return x Wᵀ [N, outputs] for rows x [N, inputs], outside of any graph; see `frozen`."""
@@ -98,6 +99,3 @@ class LinearPart(AffinePart):
 
     def times_back(self, gradient: Tensor) -> Tensor:
         return gradient @ self.weight.detach()
-
-    def matrix(self) -> Tensor:
-        return self.weight

@@ -62,8 +62,8 @@ class Rule(Record, abstract=True):
         """Return the rule as it is when nothing is trained."""
         return self
 
-    def forgets(self, view: View) -> int | None:
-        """Return the first place that queries behind this batch's may look at; None where that is the first of all."""
+    def looks_back(self, view: View) -> int | None:
+        """Return how many places back queries behind this batch's may look; None where they may look at all."""
         return None
 
     @property
@@ -192,8 +192,8 @@ class Window(Rule):
         """How far the furthest key may be away."""
         return (self.width - 1) * self.step
 
-    def forgets(self, view: View) -> int | None:
-        return max(view.keys - self.span - view.loose, 0)
+    def looks_back(self, view: View) -> int | None:
+        return self.span + view.loose
 
     @property
     def forgetful(self) -> bool:
@@ -276,11 +276,11 @@ class All(Joined):
     def settled(self) -> Rule:
         return functools.reduce(Rule.__and__, (rule.settled() for rule in self.rules))
 
-    def forgets(self, view: View) -> int | None:
+    def looks_back(self, view: View) -> int | None:
         if self.ends:
             return None
-        each = [one for rule in self.rules if (one := rule.forgets(view)) is not None]
-        return max(each, default=None)
+        each = [one for rule in self.rules if (one := rule.looks_back(view)) is not None]
+        return min(each, default=None)
 
     @property
     def forgetful(self) -> bool:

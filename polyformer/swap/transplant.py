@@ -137,8 +137,9 @@ class _Carrier:
         """Put the rows of several tensors behind each other."""
         path = owner(names[0], self.records)
         sources = [f"{source}{names[0][len(path) :]}" for source in self.joins[path]]
+        if not self.tensors.keys() >= set(sources):
+            raise SpecError(f"{path}: matrices can't be fused and get another form at once; fuse them first")
         whole = torch.cat([self.tensors[source] for source in sources])
-        assert whole.shape == like.shape, names
         self.used.update(sources)
         return whole, Entry(names, "joined", tuple(like.shape), sources[0], f"and behind it {', '.join(sources[1:])}")
 

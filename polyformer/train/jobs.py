@@ -6,7 +6,7 @@ All else, the loop, checkpoints, run folders and resuming, is the same for every
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -65,10 +65,13 @@ class Opened:
 class Work(ABC, Generic[J]):
     """What is done with one kind of recipe."""
 
-    what: ClassVar[str]
-
     def __init__(self, recipe: J) -> None:
         self.recipe = recipe
+
+    @property
+    @abstractmethod
+    def what(self) -> str:
+        """What its loss is counted by."""
 
     @abstractmethod
     def prepare(self, folder: Path) -> J:
@@ -122,7 +125,7 @@ class Work(ABC, Generic[J]):
 class OfPairs(Work[Recipe]):
     """From sentence pairs to a translation model."""
 
-    what = "target tokens"
+    what: ClassVar[str] = "target tokens"
 
     def prepare(self, folder: Path) -> Recipe:
         splits = prepare(self.recipe.data)
@@ -168,7 +171,7 @@ class OfPairs(Work[Recipe]):
 class OfTexts(Work[TextRecipe]):
     """From texts to a language model."""
 
-    what = "tokens asked for"
+    what: ClassVar[str] = "tokens asked for"
 
     def prepare(self, folder: Path) -> TextRecipe:
         splits = prepare_texts(self.recipe.data)
@@ -238,11 +241,3 @@ def _try(recipe: TextRecipe) -> None:
     apart = torch.arange(recipe.batch.length)[None] // 2 if recipe.batch.documents == "apart" else None
     with torch.no_grad():
         model(input_ids=ids, document_ids=apart)
-
-
-WORKS: Mapping[type[Job], type[Work[Any]]] = {Recipe: OfPairs, TextRecipe: OfTexts}
-
-
-def work_of(recipe: Job) -> Work[Any]:
-    """Return what is done with a recipe."""
-    return WORKS[type(recipe)](recipe)

@@ -116,13 +116,13 @@ def text_sections(recipe: TextRecipe, scores: TextEvaluation) -> list[str]:
         masked = objective.reads == "both ways"
         names = ("with masks", "filled", "as it stands there") if masked else ("given", "written", "as it stands there")
         parts = [
-            "\n\n".join(f"_{name}_\n\n{_quoted(text)}" for name, text in zip(names, vars(one).values(), strict=True))
+            "\n\n".join(f"_{name}_\n\n{quoted(text)}" for name, text in zip(names, vars(one).values(), strict=True))
             for one in scores.samples
         ]
         sections.append("## On unseen texts\n\n" + "\n\n---\n\n".join(parts))
     return sections
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """Show a text as it is, whatever marks are in it."""
     return "\n".join(f"    {line}" for line in text.split("\n"))

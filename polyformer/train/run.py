@@ -21,12 +21,13 @@ from polyformer.errors import RunError
 from polyformer.spec import Record, field_types
 from polyformer.train.checkpoints import Training, restore_checkpoint
 from polyformer.train.figures import draw_figures
-from polyformer.train.jobs import Opened, Work, work_of
+from polyformer.train.jobs import Opened, Work
 from polyformer.train.journal import Journal, Listener, TensorBoard, read_metrics
 from polyformer.train.loop import Company, candidate, run, using
 from polyformer.train.machine import best_device, fastest_precision
 from polyformer.train.recipe import Job, TrainRecipe
 from polyformer.train.report import Told, write_report
+from polyformer.train.works import work_of
 from polyformer.weights.folders import recover, staged_folder, unsaved, write_manifest
 
 J = TypeVar("J", bound=Job)

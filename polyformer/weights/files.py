@@ -10,6 +10,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -18,6 +19,8 @@ from polyformer.weights import strict_json
 from polyformer.weights.folders import member, unsaved
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -32,6 +35,7 @@ BYTES_OF = {
 
 
 T = TypeVar("T")
+Entry = tuple[str, tuple[int, ...], int, int]
 
 
 class ReadMap(Mapping[str, T], Generic[T]):
@@ -86,9 +90,20 @@ def read_tensors(path: Path) -> TensorMap:
     raise WeightsError(f"{path} holds no weights: neither {SINGLE} nor {INDEX}")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def read_notes(path: Path) -> dict[str, str]:
+    """Return what a safetensors file says beside its tensors; raises `WeightsError` as `check_header` does."""
+    check_header(path)
+    with path.open("rb") as file:
+        header = strict_json.parse(file.read(int.from_bytes(file.read(8), "little")), f"{path}: the header")
+    notes = header.get("__metadata__", {})
+    return {key: value for key, value in notes.items() if isinstance(value, str)} if isinstance(notes, dict) else {}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file; no two tensors may share memory.
 
+    Args:
+        notes: what else it says.
     Raises:
         WeightsError: the file can't be written (a full disk, say).
     """
@@ -97,7 +112,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
     ready = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(ready, path, metadata={"format": "pt"})
+        save_file(ready, path, metadata={"format": "pt", **(notes or {})})
     except SafetensorError as error:
         cause = re.search(r"I/O error: (.*?) \(os error (\d+)\)", str(error))
         known = OSError(int(cause[2]), cause[1]) if cause else OSError(0, str(error))
@@ -111,6 +126,12 @@ def check_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         WeightsError: naming the file and the tensor: truncated, a header longer than the file or than 8 MiB,
             duplicate names, an unknown dtype, sizes that don't fit, gaps or overlaps, bytes left over.
     """
+    entries, _ = _read_header(path)
+    return {name: (dtype, shape) for name, (dtype, shape, _, _) in entries.items()}
+
+
+def _read_header(path: Path) -> tuple[dict[str, Entry], bytes]:
+    """Do what `check_header` does; return each tensor's line, and the header itself."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -131,10 +152,7 @@ def check_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     header.pop("__metadata__", None)
     entries = {name: _entry(told, f"{path}: tensor '{name[:100]}'") for name, told in header.items()}
     _check_layout(path, entries, size - 8 - length)
-    return {name: (dtype, shape) for name, (dtype, shape, _, _) in entries.items()}
-
-
-Entry = tuple[str, tuple[int, ...], int, int]
+    return entries, text
 
 
 def _entry(told: Any, where: str) -> Entry:
@@ -193,6 +211,14 @@ def _read_file(path: Path) -> TensorMap:
 
 
 def _read_shards(folder: Path) -> TensorMap:
+    place = _placed(folder)
+    shards = {file: _read_file(file) for file in set(place.values())}
+    readers = {name: functools.partial(shards[file].__getitem__, name) for name, file in place.items()}
+    return TensorMap(readers, lambda name: shards[place[name]].called(name))
+
+
+def _placed(folder: Path) -> dict[str, Path]:
+    """Return in which shard each tensor is, by the index, with which the shards must agree."""
     path = member(folder, INDEX)
     place = strict_json.read(path).get("weight_map")
     if not isinstance(place, dict) or not all(isinstance(shard, str) for shard in place.values()):
@@ -202,13 +228,64 @@ def _read_shards(folder: Path) -> TensorMap:
         shard = member(folder, name)
         if not shard.is_file():
             raise WeightsError(f"{folder} lacks {name}, which {INDEX} names")
-        shards[name] = _read_file(shard)
+        shards[name] = check_header(shard)
     for name, file in place.items():
         if name not in shards[file]:
             raise WeightsError(f"{path} says that {file} holds '{name[:100]}', but it doesn't")
-    for file, shard_tensors in shards.items():
-        for name in shard_tensors:
+    for file, held in shards.items():
+        for name in held:
             if place.get(name) != file:
                 raise WeightsError(f"{folder / file} holds '{name[:100]}', which {INDEX} does not place there")
-    readers = {name: functools.partial(shards[file].__getitem__, name) for name, file in place.items()}
-    return TensorMap(readers, lambda name: shards[place[name]].called(name))
+    return {name: member(folder, file) for name, file in place.items()}
+
+
+@dataclass(frozen=True)
+class StoredTensors:
+    """The tensors of a folder as its files hold them.
+
+    Attributes:
+        types: the dtype of each as the files write it, and its shape.
+        stored: the bytes of each.
+        headers: those of the files, which say all but what is in the tensors.
+    """
+
+    types: Mapping[str, tuple[str, tuple[int, ...]]]
+    stored: ReadMap[npt.NDArray[np.uint8]]
+    headers: tuple[bytes, ...]
+
+
+def read_stored(folder: Path) -> StoredTensors | None:
+    """Open the safetensors files of a folder as `read_tensors` does, but for their bytes; None if there are none.
+
+    Nothing here needs PyTorch, and a tensor is in memory no longer than somebody refers to it.
+
+    Raises:
+        WeightsError: damaged or hostile files, shards outside the folder.
+    """
+    if (folder / SINGLE).exists():
+        files = [member(folder, SINGLE)]
+    elif (folder / INDEX).exists():
+        files = sorted(set(_placed(folder).values()))
+    else:
+        return None
+    types: dict[str, tuple[str, tuple[int, ...]]] = {}
+    readers: dict[str, Callable[[], npt.NDArray[np.uint8]]] = {}
+    headers = []
+    for file in files:
+        entries, header = _read_header(file)
+        headers.append(header)
+        for name, (dtype, shape, first, last) in entries.items():
+            types[name] = dtype, shape
+            readers[name] = functools.partial(_bytes, file, 8 + len(header) + first, last - first)
+    return StoredTensors(types, ReadMap(readers), tuple(headers))
+
+
+def _bytes(file: Path, first: int, size: int) -> npt.NDArray[np.uint8]:
+    import numpy as np
+
+    if not size:
+        return np.empty(0, dtype=np.uint8)
+    try:
+        return np.memmap(file, dtype=np.uint8, mode="r", offset=first, shape=(size,))
+    except (OSError, ValueError) as error:  # ValueError: the file became shorter
+        raise WeightsError(f"{file} can't be read: {error}") from None

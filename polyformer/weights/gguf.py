@@ -53,7 +53,7 @@ class GgufFile:
     """An open file.
 
     Attributes:
-        metadata: keys and values; a long array is read when it is asked for.
+        metadata: keys and values; an array is read each time that it is asked for.
         tensors: by their names in the file, each converted when it is asked for.
         types: the name of each tensor's ggml format, and its shape in PyTorch's order.
         stored: each tensor's bytes as they are in the file.
@@ -107,16 +107,14 @@ def read_gguf(path: Path, dtype: torch.dtype | None = None) -> GgufFile:
 
 
 class Metadata(Mapping[str, Value]):
-    """Keys to values; arrays are read from the file when they are asked for."""
+    """Keys to values; arrays are read from the file each time that they are asked for, and not held."""
 
-    def __init__(self, values: dict[str, Value | _Array]) -> None:
+    def __init__(self, values: Mapping[str, Value | _Array]) -> None:
         self._values = values
 
     def __getitem__(self, key: str) -> Value:
         value = self._values[key]
-        if isinstance(value, _Array):
-            value = self._values[key] = value.read()
-        return value
+        return value.read() if isinstance(value, _Array) else value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)

@@ -154,13 +154,11 @@ class Names:
         self.rows, self.added = tuple(rows), added or {}
         self.computed = dict(computed or {})
 
-    def to_ours(self, tensors: Mapping[str, Tensor]) -> TensorMap:
-        """Rename and convert a checkpoint's tensors, each when it is asked for.
+    def checked(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """Return the names of a checkpoint's tensors but for those that are computed.
 
         Raises:
-            WeightsError: a tensor that no row knows, one that a row needs and the file lacks, a computed tensor with
-                other values than ours; and later, when it is read, a shape that an operation can't take or two
-                names of one tensor that differ.
+            WeightsError: a computed tensor with other values than ours.
         """
         rest = []
         for name in tensors:
@@ -169,7 +167,19 @@ class Names:
                 rest.append(name)
             elif not check(tensors[name]):
                 raise WeightsError(f"{called(tensors, name)} is not what is computed from the configuration")
-        plan = _plan(rest, [(row.disk, row.ours) for row in self.rows], functools.partial(called, tensors))
+        return rest
+
+    def to_ours(self, tensors: Mapping[str, Tensor]) -> TensorMap:
+        """Rename and convert a checkpoint's tensors, each when it is asked for.
+
+        Raises:
+            WeightsError: a tensor that no row knows, one that a row needs and the file lacks, a computed tensor with
+                other values than ours; and later, when it is read, a shape that an operation can't take or two
+                names of one tensor that differ.
+        """
+        plan = _plan(
+            self.checked(tensors), [(row.disk, row.ours) for row in self.rows], functools.partial(called, tensors)
+        )
         return _convert(tensors, plan, [row.to_ours for row in self.rows], self._called_on_disk)
 
     def to_disk(self, tensors: Mapping[str, Tensor]) -> TensorMap:
@@ -182,6 +192,15 @@ class Names:
         plan = _plan(tensors, firsts, functools.partial(called, tensors))
         made = _convert(tensors, plan, [row.to_disk for row in self.rows], repr)
         return TensorMap({name: functools.partial(made.__getitem__, name) for name in made} | dict(self.added))
+
+    def sources(self, names: Iterable[str]) -> dict[str, tuple[Row, tuple[str, ...]]]:
+        """Return for each tensor on disk the row that makes it, and which of our tensors that makes it of.
+
+        Raises:
+            WeightsError: as `to_disk` does.
+        """
+        plan = _plan(names, [(row.ours, row.disk) for row in self.rows], repr)
+        return {name: (self.rows[uses[0].row], uses[0].inputs) for name, uses in plan.items()}
 
     def _called_on_disk(self, name: str) -> str:
         for row in self.rows:

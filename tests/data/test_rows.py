@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from polyformer.data import Document, MaskedTokens, NextToken, RowRecipe, TextRows, encode_texts, learn_text_tokenizer
+from polyformer.data.checkpoint_tokenizer import TextTokenizer
 from polyformer.data.masking import TextObjective
 from polyformer.data.rows import EncodedTexts, TextBatch
+from polyformer.data.text_tokenizer import encode_documents
 from polyformer.data.vocabulary import TextTokenizerRecipe
 from polyformer.errors import DataError, RunError, SpecError
 from polyformer.families.language_model import LanguageModel
 from polyformer.parts.model import TransformerPart
 from polyformer.train.objectives import batch_loss
+from tests.data.published import made
 
 WORDS = ["the house sees a tree", "a tree finds the river", "the river leaves", "one house and the tree"] * 8
 DOCUMENTS = [Document(str(i), f"{text}\n{text[::-1]}") for i, text in enumerate(WORDS)]
@@ -197,3 +202,13 @@ class TestOrder:
             RowRecipe(length=16, tokens=8)
         with pytest.raises(DataError, match="texts of 0 tokens are too short"):
             reader(encode_texts(data.tokenizer, []))
+
+
+def test_bos_and_eos_stand_once(tmp_path: Path) -> None:
+    """Where a checkpoint's tokenizer puts them around every text by itself, and where it doesn't."""
+    pytest.importorskip("sentencepiece")
+    for name in ("llama, legacy", "llama", "gpt2"):
+        tokenizer = TextTokenizer.load(made(tmp_path, name))
+        (ids,) = encode_documents(tokenizer, ["The house\n" * 2000])
+        ends = [one for one in (tokenizer.bos_id, tokenizer.eos_id) if one is not None]
+        assert sum(ids.count(one) for one in set(ends)) == len(ends)

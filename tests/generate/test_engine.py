@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -242,10 +242,10 @@ def test_one_bad_request_fails_alone(kind: str) -> None:
 
 def test_an_encoder_that_fails() -> None:
     class Deaf(TorchRunner):
-        def read(self, slot: int, source: Sequence[int]) -> None:
-            if 9 in source:
+        def read(self, sources: Mapping[int, Sequence[int]]) -> None:
+            if any(9 in source for source in sources.values()):
                 raise ValueError("can't hear")
-            super().read(slot, source)
+            super().read(sources)
 
     engine = Engine(Deaf(writer("encoder-decoder"), 4))
     good, bad = (engine.submit(Request([1], Sampling(limit=3), source=[5, last])) for last in (8, 9))
@@ -390,11 +390,11 @@ def test_an_interrupt_while_a_source_is_read() -> None:
     class Interrupted(TorchRunner):
         calls = 0
 
-        def read(self, slot: int, source: Sequence[int]) -> None:
+        def read(self, sources: Mapping[int, Sequence[int]]) -> None:
             Interrupted.calls += 1
             if Interrupted.calls == 1:
                 raise KeyboardInterrupt
-            super().read(slot, source)
+            super().read(sources)
 
     request = Request([1], Sampling(limit=4), source=[5, 6])
     handle = Engine(Interrupted(writer("encoder-decoder"), 1)).submit(request)

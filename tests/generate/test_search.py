@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from polyformer.errors import RunError, SpecError
-from polyformer.generate import Diverse, Gnmt, Hypothesis, Limit, Power, Safe, Search, search
+from polyformer.generate import Diverse, Gnmt, Hypothesis, Limit, Power, Safe, Search, forests, search
 from polyformer.parts.model import TransformerPart
 from tests.generate.models import BOS, EOS, PAD, SPECIAL, UNK, sentences, tiny
 from tests.generate.reference import beam_search, log_probabilities
@@ -197,7 +196,7 @@ def test_long_outputs_outgrow_the_first_room(monkeypatch: pytest.MonkeyPatch) ->
     model, settings = tiny(seed=2, ending=-1.0), Search(limit=Limit(90), penalty=Power(1.0))
     expected = found(model, [5, 3], settings)
     assert max(len(one[0].ids) for one in expected) > 64
-    monkeypatch.setattr(sys.modules[search.__module__], "FIRST_ROOM", 90)
+    monkeypatch.setattr(forests, "FIRST_ROOM", 90)
     assert found(model, [5, 3], settings) == expected
 
 

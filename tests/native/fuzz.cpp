@@ -113,8 +113,9 @@ int main(int count, char** arguments) {
             int64_t widest = 0;
             for (const int64_t one : model.program.registers) widest = std::max(widest, one);
             if (widest > 1 << 16) refuse("too much for this test");
-            const int64_t slots = 1 + below(3), room = 1 + below(40);
-            State state(model, Settings{slots, (room + 15) / 16 * 16, (Cell)below(CELLS), 1 + (int)below(3), below(2) == 1});
+            const int64_t slots = 1 + below(3), room = 1 + below(100);
+            const Settings settings{slots, (room + 15) / 16 * 16, (Cell)below(CELLS), 1 + (int)below(3), below(2) == 1, below(4), 1 + below(6)};
+            State state(model, settings);
             steps(state, model, slots, room);
             ++ran;
         } catch (const Refused&) {

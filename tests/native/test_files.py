@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,10 @@ ROTATED: dict[str, Any] = {
 }
 
 
-def file_of(architecture: str, kinds: tuple[str, str], path: Path) -> Path:
-    """Write a small model; matrices are stored in these formats in turn."""
+def file_of(
+    architecture: str, kinds: tuple[str, str], path: Path, keys: Mapping[str, Any] | None = None, **further: Any
+) -> Path:
+    """Write a small model; matrices are stored in these formats in turn. Keys and tensors may be added."""
     shapes = {
         "attn_q": (WIDTH, WIDTH),
         "attn_k": (WIDTH // 2, WIDTH),
@@ -60,7 +63,7 @@ def file_of(architecture: str, kinds: tuple[str, str], path: Path) -> Path:
     metadata = {"general.architecture": architecture}
     metadata |= {f"{architecture}.{key}": value for key, value in ROTATED.items()}
     metadata["tokenizer.ggml.tokens"] = [f"t{i}" for i in range(WORDS)]
-    path.write_bytes(gguf(metadata, tensors))
+    path.write_bytes(gguf(metadata | dict(keys or {}), tensors | further))
     return path
 
 
@@ -107,6 +110,16 @@ def test_blocks_are_taken_as_they_are(tmp_path: Path) -> None:
     assert straight.order is None
     assert turned.order is not None
     assert turned.order[:4].tolist() == [0, 2, 4, 6]  # a head's pairs stand side by side in the file
+
+
+def test_a_table_of_frequencies_is_checked_and_is_no_weight(tmp_path: Path) -> None:
+    """As files of LLaMA 3.1 have it; this one scales nothing."""
+    with_table = {"rope_freqs.weight": plain(torch.ones(WIDTH // HEADS // 2))}
+    torch.manual_seed(0)
+    tabled = file_of("llama", ("Q8_0", "Q4_1"), tmp_path / "y.gguf", **with_table)
+    torch.manual_seed(0)
+    plainly = file_of("llama", ("Q8_0", "Q4_1"), tmp_path / "x.gguf")
+    assert scores(tabled, [3, 1, 4], "as stored").equal(scores(plainly, [3, 1, 4], "as stored"))
 
 
 def test_a_folder_is_loaded_first(tmp_path: Path) -> None:

@@ -21,7 +21,19 @@ from tests.native.cases import LOWERED, ROOM, load
 
 SOURCES = Path(__file__).parent.parent.parent / "polyformer" / "native" / "src"
 FLAGS = ("-std=c++17", "-O1", "-g", "-pthread", "-Wno-psabi", "-fsanitize=address,undefined")
-NAMES = ("llama", "gpt2", "t5", "falcon-rw", "gemma2", "bloom", "marian", "mistral")
+NAMES = (
+    "llama",
+    "gpt2",
+    "t5",
+    "falcon-rw",
+    "gemma2",
+    "bloom",
+    "marian",
+    "mistral",
+    "mixtral",
+    "qwen2_moe",
+    "switch_transformers",
+)
 
 
 def fuzz(folder: Path, rounds: int, seed: int) -> str:

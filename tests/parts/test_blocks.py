@@ -178,8 +178,8 @@ class TestContract:
 
     def test_what_counts_from_the_left_end_forgets_nothing(self) -> None:
         view = view_of(documents=False)
-        assert (Causal() & Window(3)).forgets(view) is not None
-        assert (Causal() & Window(3) & BlockWindow(2)).forgets(view) is None
+        assert (Causal() & Window(3)).looks_back(view) is not None
+        assert (Causal() & Window(3) & BlockWindow(2)).looks_back(view) is None
         assert not (Causal() & Window(3) & BlockWindow(2)).forgetful
 
     def test_longformer_s_holds_all_but_caching(self) -> None:

@@ -172,8 +172,7 @@ def test_the_last_keys_are_those_of_a_growing_cache(width: int, step: int, piece
     growing, sliding, span = GrowingCache(), SlidingCache(), (width - 1) * step
     for size in pieces:
         new = torch.randn(2, 2, 1, size, 3)
-        since = max(growing.length + size - span, 0)
-        found, wanted = sliding.extend("0", *new, since), growing.extend("0", *new)
+        found, wanted = sliding.extend("0", *new, span), growing.extend("0", *new)
         gone = sliding.forgotten("0")
         assert gone == max(growing.length - span, 0)
         for one, other in zip(found, wanted, strict=True):

@@ -57,10 +57,14 @@ class Decoder {
         for (int64_t n = in_.count(); n; --n) program_.registers.push_back(in_.number(1, MOST_WIDTH));
         for (int64_t n = in_.count(); n; --n) {
             const int64_t groups = in_.number(1, 1 << 16), width = in_.number(1, 1 << 16);
-            program_.caches.push_back({groups, width, in_.number(0, 1) == 1});
+            program_.caches.push_back({groups, width, in_.number(0, 1) == 1, 0});
         }
         encoders_.assign(program_.caches.size(), false);
         for (int64_t n = in_.count(); n; --n) program_.waves.push_back(waves());
+        for (int64_t n = in_.count(); n; --n) {
+            const int64_t experts = in_.number(1, 1 << 12);
+            program_.choices.push_back({experts, in_.number(1, experts)});
+        }
         for (int64_t n = in_.count(); n; --n) {
             const int64_t rows = in_.number(1, MOST_WIDTH), columns = in_.number(1, MOST_WIDTH);
             program_.weights.push_back({rows, columns, in_.number(0, 1) == 1});
@@ -68,6 +72,7 @@ class Decoder {
         part(program_.read, false);
         part(program_.write, true);
         in_.end();
+        find_windows();
         if (program_.write.empty()) refuse("the program writes nothing");
         const Instruction& last = program_.write.back();
         program_.scores = last.code == MULTIPLY ? last.products[0].out : last.out;
@@ -88,6 +93,8 @@ class Decoder {
 
     void part(std::vector<Instruction>& into, bool writing) {
         written_.assign(program_.registers.size(), false);
+        chosen_.assign(program_.registers.size(), -1);
+        made_.assign(program_.choices.size(), false);
         picked_ = false, writing_ = writing;
         for (int64_t n = in_.count(); n; --n) into.push_back(instruction());
     }
@@ -96,9 +103,16 @@ class Decoder {
 
     // A register that is read: something must have been written to it, and of a certain width if that is not 0.
     int32_t input(int64_t width = 0) {
+        const int32_t found = input_of_any();
+        if (chosen_[(size_t)found] >= 0) refuse("the program reads register %d, which chosen experts made, as one row", found);
+        if (width && wide(found) != width) refuse("the program reads register %d at another width than its own", found);
+        return found;
+    }
+
+    // The same for one that may hold what chosen experts made.
+    int32_t input_of_any() {
         const int32_t found = index(program_.registers.size());
         if (!written_[(size_t)found]) refuse("the program reads register %d before anything is in it", found);
-        if (width && wide(found) != width) refuse("the program reads register %d at another width than its own", found);
         return found;
     }
 
@@ -128,6 +142,7 @@ class Decoder {
 
     Instruction instruction() {
         Instruction one;
+        int32_t made_by = -1;  // the choice whose experts made what it writes
         one.code = (Code)in_.number(0, CODES - 1);
         switch (one.code) {
             case TAKE_TOKENS: take(one); break;
@@ -137,9 +152,19 @@ class Decoder {
             case ROTATE: rotate(one); break;
             case REMEMBER: remember(one); break;
             case LOOK: look(one); break;
+            case CHOOSE_EXPERTS: choose(one); break;
+            case MULTIPLY_CHOSEN: multiply_chosen(one); break;
+            case BLEND_CHOSEN: blend(one); break;
+            case DAMP_ROWS:
+                one.x = input(), one.y = input(1), one.out = output(wide(one.x));
+                if (one.out == one.x || one.out == one.y) refuse("the program damps a register into itself");
+                break;
             case GATE:
             case ADD_ROWS:
-                one.x = input(), one.y = input(wide(one.x)), one.out = output(wide(one.x));
+                one.x = input_of_any(), one.y = input_of_any(), one.out = output(wide(one.x));
+                if (wide(one.y) != wide(one.x)) refuse("the program reads register %d at another width than its own", one.y);
+                if (chosen_[(size_t)one.x] != chosen_[(size_t)one.y]) refuse("the program mixes rows of different kinds");
+                made_by = chosen_[(size_t)one.x];
                 if (one.code == GATE) one.choice = (int32_t)in_.number(0, 7);
                 break;
             case PICK_ROWS:
@@ -149,15 +174,35 @@ class Decoder {
                 picked_ = true;
                 written_.assign(written_.size(), false);
                 break;
-            default:
-                one.x = input(), one.out = output(wide(one.x));
+            case APPLY:
+            case SCALE_ROWS:
+            case CLIP_ROWS:
+            case CAP_ROWS:
+                one.x = input_of_any(), made_by = chosen_[(size_t)one.x], one.out = output(wide(one.x));
                 if (one.code == APPLY) one.choice = (int32_t)in_.number(0, 7);
                 if (one.code == SCALE_ROWS) one.scale = in_.real();
                 if (one.code == CLIP_ROWS || one.code == CAP_ROWS) one.cap = in_.real();
+                break;
+            default: refuse("the program has an instruction that there is not");
         }
-        if (one.out >= 0) written_[(size_t)one.out] = true;
-        for (const Product& product : one.products) written_[(size_t)product.out] = true;
+        if (one.out >= 0) written_[(size_t)one.out] = true, chosen_[(size_t)one.out] = made_by;
+        for (const Product& product : one.products) {
+            written_[(size_t)product.out] = true;
+            chosen_[(size_t)product.out] = one.code == MULTIPLY_CHOSEN ? one.number : -1;
+        }
         return one;
+    }
+
+    void find_windows() {
+        std::vector<bool> whole(program_.caches.size());
+        for (const Instruction& one : program_.write) {
+            if (one.code != LOOK) continue;
+            int64_t& window = program_.caches[(size_t)one.number].window;
+            window = std::max(window, one.window);
+            if (!one.window) whole[(size_t)one.number] = true;
+        }
+        for (size_t i = 0; i < whole.size(); ++i)
+            if (whole[i]) program_.caches[i].window = 0;
     }
 
     void before_picking() const {
@@ -206,6 +251,59 @@ class Decoder {
                 if (other.out == product.out) refuse("the program writes register %d twice at once", product.out);
             one.products.push_back(product);
         }
+    }
+
+    void choose(Instruction& one) {
+        before_picking();
+        one.x = input(), one.out = index(program_.registers.size()), one.number = index(program_.choices.size());
+        const ExpertChoice& choice = program_.choices[(size_t)one.number];
+        if (wide(one.x) != choice.experts || wide(one.out) != choice.chosen) refuse("choice %d is of another width", one.number);
+        if (one.out == one.x) refuse("the program chooses in a register from itself");
+        one.choice = (int32_t)in_.number(0, 1), one.capacity = in_.number(0, 1 << 30);
+        for (size_t i = 0; i < chosen_.size(); ++i)  // what was made by the last choice is lost
+            if (chosen_[i] == one.number) written_[i] = false;
+        made_[(size_t)one.number] = true;
+    }
+
+    int32_t choice_made() {
+        const int32_t found = index(program_.choices.size());
+        if (!made_[(size_t)found]) refuse("the program asks the experts of choice %d before any are chosen", found);
+        return found;
+    }
+
+    void multiply_chosen(Instruction& one) {
+        before_picking();
+        one.x = input_of_any(), one.number = choice_made();
+        const ExpertChoice& choice = program_.choices[(size_t)one.number];
+        const int32_t made = chosen_[(size_t)one.x];
+        if (made >= 0 && (made != one.number || wide(one.x) % choice.chosen)) refuse("the program mixes the rows of choices");
+        one.width = made < 0 ? wide(one.x) : wide(one.x) / choice.chosen;
+        one.choice = made >= 0;
+        const int64_t outs = in_.count();
+        if (!outs) refuse("the program multiplies by nothing");
+        for (int64_t i = 0; i < outs; ++i) {
+            Product product;
+            product.out = index(program_.registers.size());
+            if (product.out == one.x || wide(product.out) % choice.chosen) refuse("register %d can't hold what chosen experts make", product.out);
+            for (const Product& other : one.products)
+                if (other.out == product.out) refuse("the program writes register %d twice at once", product.out);
+            const int64_t rows = wide(product.out) / choice.chosen;
+            for (int64_t expert = 0; expert < choice.experts; ++expert) {
+                product.matrix = matrix(one.width), product.bias = vector(rows);
+                if (program_.weights[(size_t)product.matrix].rows != rows) refuse("weight %d is no matrix of %lld rows", product.matrix, (long long)rows);
+                one.products.push_back(product);
+            }
+        }
+    }
+
+    void blend(Instruction& one) {
+        before_picking();
+        one.x = input_of_any(), one.y = input();
+        one.out = index(program_.registers.size()), one.number = choice_made();
+        const int64_t chosen = program_.choices[(size_t)one.number].chosen;
+        if (chosen_[(size_t)one.x] != one.number) refuse("register %d holds nothing that the experts of choice %d made", one.x, one.number);
+        if (wide(one.y) != chosen || wide(one.x) != chosen * wide(one.out)) refuse("register %d is of another width", one.out);
+        if (one.out == one.x || one.out == one.y) refuse("the program blends a register into itself");
     }
 
     void rotate(Instruction& one) {
@@ -259,7 +357,8 @@ class Decoder {
 
     Reader in_;
     Program program_;
-    std::vector<bool> written_, encoders_;
+    std::vector<bool> written_, encoders_, made_;
+    std::vector<int32_t> chosen_;  // of each register, the choice whose experts made what it holds, or -1
     bool picked_ = false, writing_ = false;
 };
 

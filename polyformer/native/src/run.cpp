@@ -1,6 +1,7 @@
 #include "run.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 
@@ -42,7 +43,7 @@ void Model::check() const {
 }
 
 State::State(const Model& model, const Settings& settings)
-    : model_(model), settings_(settings), kernels_(kernels_here(settings.plain)), pool_(settings.threads) {
+    : model_(model), settings_(settings), kernels_(kernels_here(settings.plain)), pool_(settings.threads), turns_(settings.threads) {
     model.check();
     const Program& program = model.program;
     text_ = layout(false, false, &text_cells_, &text_scales_);
@@ -52,11 +53,33 @@ State::State(const Model& model, const Settings& settings)
     write_ = phases_of(program.write), read_ = phases_of(program.read);
     registers_.resize(program.registers.size());
     cosines_.resize(program.waves.size());
+    chosen_.resize(program.choices.size());
     pieces_.resize(std::max(write_.size(), read_.size()));
+    for (const Place& place : text_) slides_ |= place.window > 0;
     for (const Instruction& one : program.write)
         looks_back_ |= one.code == LOOK && program.caches[(size_t)one.number].memory;
     scratch_.resize((size_t)settings.threads);
-    shares_ = std::make_unique<Share[]>(std::max(write_.size(), read_.size()));
+    scans_.assign((size_t)settings.threads, std::vector<float>((size_t)((program.vocabulary + SCAN - 1) / SCAN)));
+    counts_.resize(std::max(write_.size(), read_.size()));
+    measure();
+}
+
+// How large what a step needs must be: scores, which are wide, are only made of the rows for which they are wanted.
+void State::measure() {
+    of_all_rows_.assign(registers_.size(), false);
+    for (const auto* phases : {&write_, &read_}) {
+        for (const Phase& phase : *phases) {
+            std::vector<const Instruction*> all = phase.rows;
+            if (phase.all) all.push_back(phase.all);
+            for (const Instruction* one : all) {
+                if (one->code == MULTIPLY) widest_coded_ = std::max(widest_coded_, wide(one->x));
+                if (phase.picked) continue;
+                for (const int32_t number : {one->x, one->y, one->out})
+                    if (number >= 0) of_all_rows_[(size_t)number] = true;
+                for (const Product& product : one->products) of_all_rows_[(size_t)product.out] = true;
+            }
+        }
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -72,8 +95,8 @@ std::vector<State::Phase> State::phases_of(const std::vector<Instruction>& part)
     std::vector<Phase> found(1);
     bool picked = false;
     for (const Instruction& one : part) {
-        if (one.code == MULTIPLY || one.code == LOOK) {
-            if (one.code == MULTIPLY && coded(one)) found.back().quantised_for = &one;
+        if (one.code == MULTIPLY || one.code == LOOK || one.code == CHOOSE_EXPERTS || one.code == MULTIPLY_CHOSEN) {
+            if ((one.code == MULTIPLY && coded(one)) || one.code == MULTIPLY_CHOSEN) found.back().quantised_for = &one;
             found.back().picked = picked;
             Phase all;
             all.all = &one, all.picked = picked;
@@ -85,7 +108,11 @@ std::vector<State::Phase> State::phases_of(const std::vector<Instruction>& part)
             found.emplace_back();
             found.back().rows.push_back(&one);
         } else {
+            // Blending looks at pieces that stand in other rows, which must be made by then, and not be in use again
+            if (one.code == BLEND_CHOSEN) found.emplace_back();
+            found.back().picked = picked;
             found.back().rows.push_back(&one);
+            if (one.code == BLEND_CHOSEN) found.emplace_back();
         }
         found.back().picked = picked;
     }
@@ -105,6 +132,8 @@ void State::check(const Tokens& tokens) const {
         if (known && (tokens.ids[i] < 0 || tokens.ids[i] >= known))
             refuse("there is no token %lld in a vocabulary of %lld", (long long)tokens.ids[i], (long long)known);
         int64_t& end = ends[(size_t)slot];
+        if (end < 0 && place > 0 && !is_reading_ && place < earliest(slot))
+            refuse("slot %lld has forgotten what a token at place %lld looks at", (long long)slot, (long long)place);
         if (place < 0 || (end < 0 ? place > held : place != end))
             refuse("slot %lld holds %lld tokens; the next can't stand at place %lld", (long long)slot, (long long)(end < 0 ? held : end), (long long)place);
         if (place >= settings_.room) refuse("place %lld is beyond the room for %lld tokens", (long long)place, (long long)settings_.room);
@@ -116,32 +145,37 @@ void State::check(const Tokens& tokens) const {
         if (tokens.rows[i] < 0 || tokens.rows[i] >= tokens.count) refuse("scores are wanted of a row that isn't there");
 }
 
-void State::make_room(int64_t rows) {
+void State::make_room(int64_t rows, int64_t picked) {
     const Program& program = model_.program;
+    const auto make = [&](int64_t count, bool of_all_rows) {
+        for (size_t i = 0; i < registers_.size(); ++i)
+            if (of_all_rows_[i] == of_all_rows) registers_[i] = memory_for<float>(product_of(count, program.registers[i]) + 2 * BLOCK);
+    };
     if (rows > row_room_) {
         row_room_ = 0;  // should memory run out in between
-        int64_t widest = 1;
-        for (size_t i = 0; i < registers_.size(); ++i) {
-            registers_[i] = memory_for<float>(product_of(rows, program.registers[i]) + 2 * BLOCK);
-            widest = std::max(widest, program.registers[i]);
-        }
-        const int64_t groups = (widest + GROUP - 1) / GROUP;
+        make(rows, true);
+        const int64_t groups = (std::max<int64_t>(widest_coded_, 1) + GROUP - 1) / GROUP;
         codes_ = memory_for<int8_t>(product_of(rows, groups, GROUP));
         code_scales_ = memory_for<float>(product_of(rows, groups));
         code_sums_ = memory_for<float>(product_of(rows, groups));
         for (size_t i = 0; i < cosines_.size(); ++i)
             cosines_[i] = memory_for<float>(product_of(rows, 2, (int64_t)program.waves[i].rates.size()));
+        make_room_for_chosen(rows);
         row_room_ = rows;
     }
-    if (scratch_room_) return;
+    if (picked > picked_room_) {
+        picked_room_ = 0;
+        make(picked, false);
+        picked_room_ = picked;
+    }
+    if (scratch_[0]) return;
     int64_t width = PANEL;
     for (const CacheShape& shape : program.caches) width = std::max(width, up_to(shape.width, PANEL));
-    const int64_t numbers = product_of(PIECE, 2 * width + settings_.room + PANEL) + PANEL * (width + settings_.room);
+    const int64_t numbers = product_of(PIECE, width + settings_.room + PANEL);
     for (auto& one : scratch_) one = memory_for<float>(numbers);
-    scratch_room_ = width;
 }
 
-void State::step(const Tokens& tokens, float* scores) {
+void State::advance(const Tokens& tokens, const Taker& take) {
     is_reading_ = false;
     check(tokens);
     for (int64_t i = 0; i < tokens.count; ++i) {
@@ -149,33 +183,103 @@ void State::step(const Tokens& tokens, float* scores) {
         if (looks_back_ && !slot.memory) refuse("slot %lld has read no text to look at", (long long)tokens.slots[i]);
         if (!slot.text) slot.text = store(text_cells_, text_scales_);
     }
-    make_room(tokens.count);
-    run(write_, tokens);
-    for (int64_t i = 0; i < tokens.count; ++i) {
+    const int64_t some = slides_ ? settings_.at_once : tokens.count;
+    make_room(std::min(some, tokens.count), std::min(some, tokens.wanted));
+    for (int64_t begin = 0; begin < tokens.count; begin += some)
+        run_piece(tokens, begin, std::min(begin + some, tokens.count), take);
+}
+
+// Run the program for the rows begin … end, and let their scores be taken.
+void State::run_piece(const Tokens& tokens, int64_t begin, int64_t end, const Taker& take) {
+    std::vector<int64_t> rows, into;
+    for (int64_t i = 0; i < tokens.wanted; ++i)
+        if (tokens.rows[i] >= begin && tokens.rows[i] < end) rows.push_back(tokens.rows[i] - begin), into.push_back(i);
+    std::vector<int64_t> ends((size_t)settings_.slots, -1);
+    for (int64_t i = end - 1; slides_ && i >= begin; --i) {
+        int64_t& last = ends[(size_t)tokens.slots[i]];
+        if (last < 0) last = tokens.places[i] + 1;
+    }
+    for (int64_t i = begin; slides_ && i < end; ++i) {
+        int64_t& last = ends[(size_t)tokens.slots[i]];
+        if (last >= 0) slide(*slots_[(size_t)tokens.slots[i]].text, tokens.places[i], last);
+        last = -1;
+    }
+    run(write_, Tokens{end - begin, tokens.ids + begin, tokens.slots + begin, tokens.places + begin, (int64_t)rows.size(), rows.data()});
+    for (int64_t i = begin; i < end; ++i) {
         Store& text = *slots_[(size_t)tokens.slots[i]].text;
         text.length = tokens.places[i] + 1, text.touched = std::max(text.touched, text.length);
     }
-    const int64_t vocabulary = model_.program.vocabulary;
-    if (tokens.wanted)
-        std::memcpy(scores, registers_[(size_t)model_.program.scores].get(), (size_t)(tokens.wanted * vocabulary) * sizeof(float));
+    take(into);
 }
 
-void State::read(int64_t slot, int64_t count, const int64_t* ids) {
+void State::step(const Tokens& tokens, float* scores) {
+    const int64_t vocabulary = model_.program.vocabulary;
+    advance(tokens, [&](const std::vector<int64_t>& into) {
+        for (size_t i = 0; i < into.size(); ++i)
+            std::memcpy(scores + into[i] * vocabulary, row_of(model_.program.scores, (int64_t)i), (size_t)vocabulary * sizeof(float));
+    });
+}
+
+void State::best(const Tokens& tokens, const Choice& choice, float* likely, int64_t* ids) {
+    const int64_t count = choice.count, vocabulary = model_.program.vocabulary;
+    if (count < 1 || count > vocabulary) refuse("of %lld tokens, %lld are asked for", (long long)vocabulary, (long long)count);
+    advance(tokens, [&](const std::vector<int64_t>& into) {
+        std::atomic<int64_t> next{0};
+        pool_.run([&](int thread) {
+            for (int64_t row; (row = next.fetch_add(1)) < (int64_t)into.size();) {
+                const int64_t at = into[(size_t)row] * count;
+                best_of(row_of(model_.program.scores, row), choice, likely + at, ids + at, thread);
+            }
+        });
+    });
+}
+
+void State::best_of(const float* scores, const Choice& choice, float* likely, int64_t* ids, int thread) {
+    const int64_t count = model_.program.vocabulary;
+    std::vector<float>& most = scans_[(size_t)thread];
+    const float largest = kernels_.largest(scores, count, most.data());
+    int64_t found = 0;
+    for (size_t block = 0; block < most.size(); ++block) {
+        if (found == choice.count && !(most[block] > likely[found - 1])) continue;
+        const int64_t end = std::min(count, ((int64_t)block + 1) * SCAN);
+        for (int64_t i = (int64_t)block * SCAN; i < end; ++i) {
+            if (!(scores[i] > (found == choice.count ? likely[found - 1] : -INFINITY))) continue;
+            if (std::binary_search(choice.forbidden, choice.forbidden + choice.barred, i)) continue;
+            if (found < choice.count) ++found;
+            int64_t place = found - 1;
+            for (; place > 0 && likely[place - 1] < scores[i]; --place) likely[place] = likely[place - 1], ids[place] = ids[place - 1];
+            likely[place] = scores[i], ids[place] = i;
+        }
+    }
+    const float normaliser = largest + (float)std::log(kernels_.exponentials(scores, count, largest));
+    for (int64_t i = 0; i < found; ++i) likely[i] -= normaliser;
+    std::fill(likely + found, likely + choice.count, std::isnan(largest) ? NAN : -INFINITY);
+    std::fill(ids + found, ids + choice.count, 0);
+}
+
+void State::read(int64_t count, const int64_t* ids, const int64_t* slots) {
     if (read_.empty()) refuse("this program reads no text beside the one that it writes");
-    length(slot);
-    if (count < 1 || count > MOST_ROWS) refuse("a text has 1 to %lld tokens", (long long)MOST_ROWS);
-    std::vector<int64_t> slots((size_t)count, slot), places((size_t)count);
-    for (int64_t i = 0; i < count; ++i) places[(size_t)i] = i;
-    const Tokens tokens{count, ids, slots.data(), places.data(), 0, nullptr};
+    if (count < 1 || count > MOST_ROWS) refuse("1 to %lld tokens are read at once", (long long)MOST_ROWS);
+    std::vector<int64_t> places((size_t)count), starts;
+    texts_.resize((size_t)count);
+    for (int64_t i = 0; i < count; ++i) {
+        length(slots[i]);
+        if (!i || slots[i] != slots[i - 1]) starts.push_back(i);
+        places[(size_t)i] = i - starts.back(), texts_[(size_t)i] = (int64_t)starts.size() - 1;
+    }
+    const Tokens tokens{count, ids, slots, places.data(), 0, nullptr};
     is_reading_ = true;
     check(tokens);
-    if (!transient_) transient_ = store(reading_cells_, reading_scales_);
-    make_room(count);
-    Slot fresh;
-    fresh.memory = store(memory_cells_, memory_scales_);
-    fresh.memory->length = fresh.memory->touched = count;
-    transient_->length = count, transient_->touched = std::max(transient_->touched, count);
-    slots_[(size_t)slot] = fresh;
+    while (transient_.size() < starts.size()) transient_.push_back(store(reading_cells_, reading_scales_));
+    make_room(count, 0);
+    std::vector<Slot> fresh(starts.size());
+    for (size_t i = 0; i < starts.size(); ++i) {
+        const int64_t long_is = (i + 1 < starts.size() ? starts[i + 1] : count) - starts[i];
+        fresh[i].memory = store(memory_cells_, memory_scales_);
+        fresh[i].memory->length = fresh[i].memory->touched = long_is;
+        transient_[i]->length = long_is, transient_[i]->touched = std::max(transient_[i]->touched, long_is);
+    }
+    for (size_t i = 0; i < starts.size(); ++i) slots_[(size_t)slots[starts[i]]] = fresh[i];
     run(read_, tokens);
 }
 
@@ -183,17 +287,22 @@ void State::run(const std::vector<Phase>& phases, const Tokens& tokens) {
     tokens_ = tokens;
     for (size_t i = 0; i < phases.size(); ++i) {
         const Instruction* one = phases[i].all;
-        const int64_t rows = rows_of(phases[i]);
         if (!one) {
-            shares_[i].set((rows + rows_at_once(rows) - 1) / rows_at_once(rows));
+            const int64_t rows = rows_of(phases[i]), piece = rows_at_once(rows);
+            counts_[i] = (rows + piece - 1) / piece;
         } else if (one->code == MULTIPLY) {
             const int64_t blocks = blocks_of(*one), piece = blocks_at_once(blocks);
-            shares_[i].set((blocks + piece - 1) / piece);
+            counts_[i] = (blocks + piece - 1) / piece;
+        } else if (one->code == CHOOSE_EXPERTS) {
+            counts_[i] = 1;
+        } else if (one->code == MULTIPLY_CHOSEN) {
+            counts_[i] = experts_at_once(*one) * pieces_of_chosen(*one);
         } else {
             pieces_of(*one, pieces_[i]);
-            shares_[i].set((int64_t)pieces_[i].size());
+            counts_[i] = (int64_t)pieces_[i].size();
         }
     }
+    turns_.begin();
     pool_.run([&](int thread) { work(phases, thread); });
 }
 
@@ -212,21 +321,33 @@ int64_t State::blocks_of(const Instruction& one) const {
 }
 
 void State::work(const std::vector<Phase>& phases, int thread) {
-    for (size_t i = 0; i < phases.size(); ++i) {
-        const Phase& phase = phases[i];
-        if (phase.picked && !tokens_.wanted) return;
-        if (!phase.all) {
-            const int64_t rows = rows_of(phase), some = rows_at_once(rows);
-            shares_[i].work([&](int64_t piece) {
-                if (!i) make_waves(piece * some, std::min(rows, (piece + 1) * some));
-                row_by_row(phase, piece * some, std::min(rows, (piece + 1) * some));
-            });
-        } else if (phase.all->code == MULTIPLY) {
-            const int64_t some = blocks_at_once(blocks_of(*phase.all));
-            shares_[i].work([&](int64_t piece) { products(phase, piece * some, some); });
-        } else {
-            shares_[i].work([&](int64_t piece) { look(*phase.all, pieces_[i][(size_t)piece], thread); });
-        }
+    Ahead ahead;
+    for (size_t i = 0, last; i < phases.size() && counts_[i]; i = last + 1) {
+        // What is done row by row in one piece is left to whoever ends what is before it: one wait less.
+        for (last = i; last + 1 < phases.size() && !phases[last + 1].all && counts_[last + 1] == 1;) ++last;
+        const auto close = [&] {
+            for (size_t k = i + 1; k <= last; ++k) part(phases[k], k, 0, thread);
+        };
+        const auto one = [&](int64_t piece) { part(phases[i], i, piece, thread); };
+        turns_.work((uint32_t)i + 1, counts_[i], thread, one, close, [&] { fetch(phases, last, thread, ahead); });
+    }
+}
+
+// A piece of a phase's work.
+void State::part(const Phase& phase, size_t number, int64_t piece, int thread) {
+    if (!phase.all) {
+        const int64_t rows = rows_of(phase), first = piece * rows_at_once(rows), end = std::min(rows, first + rows_at_once(rows));
+        if (!number) make_waves(first, end);
+        row_by_row(phase, first, end);
+    } else if (phase.all->code == MULTIPLY) {
+        const int64_t some = blocks_at_once(blocks_of(*phase.all));
+        products(phase, piece * some, some);
+    } else if (phase.all->code == CHOOSE_EXPERTS) {
+        choose(*phase.all);
+    } else if (phase.all->code == MULTIPLY_CHOSEN) {
+        products_of_chosen(*phase.all, piece);
+    } else {
+        look(*phase.all, pieces_[number][(size_t)piece], thread);
     }
 }
 
@@ -296,6 +417,12 @@ void State::one_row(const Instruction& one, int64_t row) {
         case CAP_ROWS:
             for (int64_t i = 0; i < width; ++i) out[i] = std::tanh(x[i] / one.cap) * one.cap;
             break;
+        case BLEND_CHOSEN: blend(one, row); break;
+        case DAMP_ROWS: {
+            const float by = 1 / (1 + std::exp(-*row_of(one.y, row)));
+            for (int64_t i = 0; i < width; ++i) out[i] = x[i] * by;
+            break;
+        }
         case PICK_ROWS: std::memcpy(out, row_of(one.x, tokens_.rows[row]), (size_t)width * sizeof(float)); break;
         default: break;
     }
@@ -324,14 +451,15 @@ const Place& State::place_of(const Instruction& one) const {
 
 Store& State::store_of(const Instruction& one, int64_t row) const {
     if (model_.program.caches[(size_t)one.number].memory) return *slots_[(size_t)tokens_.slots[row]].memory;
-    return is_reading_ ? *transient_ : *slots_[(size_t)tokens_.slots[row]].text;
+    return is_reading_ ? *transient_[(size_t)texts_[(size_t)row]] : *slots_[(size_t)tokens_.slots[row]].text;
 }
 
 void State::remember(const Instruction& one, int64_t row) {
     const CacheShape& shape = model_.program.caches[(size_t)one.number];
     const Place& place = place_of(one);
     Store& store = store_of(one, row);
-    const int64_t token = tokens_.places[row], room = settings_.room, padded = up_to(shape.width, PANEL);
+    const int64_t token = tokens_.places[row] - store.first[(size_t)one.number], room = place.room;
+    const int64_t padded = up_to(shape.width, PANEL);
     for (int64_t group = 0; group < shape.groups; ++group) {
         const float *key = row_of(one.x, row) + group * shape.width, *value = row_of(one.y, row) + group * shape.width;
         const int64_t keys = place.keys + (group * room + token / PANEL * PANEL) * shape.width + token % PANEL;
@@ -361,6 +489,7 @@ void State::remember(const Instruction& one, int64_t row) {
 }
 
 void State::quantise(const Instruction& one, int64_t row) {
+    if (one.code == MULTIPLY_CHOSEN) return gather(one, row);
     const int64_t width = wide(one.x), groups = (width + GROUP - 1) / GROUP;
     kernels_.quantise(row_of(one.x, row), width, groups, codes_.get() + row * groups * GROUP,
                       code_scales_.get() + row * groups, code_sums_.get() + row * groups);

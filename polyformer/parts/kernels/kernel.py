@@ -17,7 +17,7 @@ from polyformer.parts.view import View
 from polyformer.spec import Spec
 
 if TYPE_CHECKING:
-    from polyformer.parts.flow import Cache, Pair
+    from polyformer.parts.flow import Ahead, Cache, Pair
 
 
 class Kernel(Spec, abstract=True):
@@ -53,7 +53,7 @@ class Context:
     rule: Rule
     view: View
     bias: Bias | None = None
-    cache: Cache | None = None
+    cache: Cache | Ahead | None = None
     slot: str = ""
 
     def held(self) -> Context:
@@ -76,7 +76,7 @@ class KernelPart(Part):
         """
         if context.cache is None:
             return new
-        return context.cache.extend(context.slot, *new, context.rule.forgets(context.view))
+        return context.cache.extend(context.slot, *new, context.rule.looks_back(context.view))
 
     def attend(self, qkv: tuple[Tensor, Tensor, Tensor], context: Context) -> Tensor:
         """Return the mixed values [B, H, S, E] for q [B, H, S, E], k and v [B, G, K, E] with H a multiple of G.
