@@ -382,8 +382,9 @@ class AdaptedPart(Mixing):
             return self._apart(x, flow, [rows for rows, _ in mixes], acting)
         if not acting[0]:
             return self.base(x, flow)
-        if len(acting) == 1 and isinstance(self.base, AffinePart) and acting[0][0].joins(self.base, x):
-            return acting[0][0].joined(self.base, x, acting[0][1])
+        (first, own), *others = acting[0]
+        if not others and isinstance(self.base, AffinePart) and first.joins(self.base, x):
+            return first.joined(self.base, x, own)
         entering = x
         for part, share in acting[0]:
             entering = part.enter(entering, share)
