@@ -8,7 +8,8 @@ median of the rounds; "processor" is the processor's time until the end, the lea
 little; "peak" is the largest resident memory. The peak is compared with what counts as needed: the file, the cache of
 the text, and what the imports alone hold.
 
-The reference library takes part where it and the package gguf are installed, llama.cpp where llama-cpp-python is.
+The reference library takes part where it is installed, with the same weights in single precision in a folder;
+llama.cpp where llama-cpp-python is.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from polyformer.loaded import Writer, open_writer
 from polyformer.loaded.ready import ready_path
 
 PROMPT = "The capital of France is"
@@ -38,9 +38,8 @@ import polyformer.cli, polyformer.generate.engine, polyformer.loaded.start, poly
 REFERENCE = """
 import os, sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, name = os.path.split(sys.argv[1])
-tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 given = tokenizer(sys.argv[2], return_tensors="pt")
 for count in (1, int(sys.argv[3])):
     found = model.generate(**given, max_new_tokens=count, do_sample=False)
@@ -103,8 +102,8 @@ class Contender:
         }
 
 
-def contenders(model: Path, tokens: int) -> list[Contender]:
-    """Return all that can take part."""
+def contenders(model: Path, tokens: int, folder: Path) -> list[Contender]:
+    """Return all that can take part; the model is saved into a folder for the reference library."""
     python = [sys.executable, "-c"]
     end = "import os; os.write(1, b'.')"
     write = [sys.executable, "-m", "polyformer", "generate", str(model), PROMPT, "--max-tokens", str(tokens)]
@@ -117,11 +116,25 @@ def contenders(model: Path, tokens: int) -> list[Contender]:
         Contender("generate, the first time", write, len(PROMPT), kept=False),
         Contender("generate --weights pytorch", [*write, "--weights", "pytorch"], len(PROMPT)),
     ]
-    if importlib.util.find_spec("transformers") and importlib.util.find_spec("gguf"):
-        found.append(Contender("the reference library", [*python, REFERENCE, *asked]))
+    if importlib.util.find_spec("transformers"):
+        saved = "import sys, polyformer as pf; pf.save(pf.load(sys.argv[1]), sys.argv[2])"
+        subprocess.run([*python, saved, str(model), str(folder)], check=True)
+        found.append(Contender("the reference library", [*python, REFERENCE, str(folder), *asked[1:]]))
     if importlib.util.find_spec("llama_cpp"):
         found.append(Contender("llama.cpp", [*python, LLAMA, *asked]))
     return found
+
+
+def needs(model: Path, tokens: int, imports: float) -> tuple[float, str]:
+    """Return the bytes that a process can't do without, and what they are for."""
+    from polyformer.loaded import Writer, open_writer  # late: a child counts as its own what its parent holds
+
+    writer = open_writer(model)
+    assert isinstance(writer, Writer)
+    cache = writer.runner(1).bytes_for(len(writer.texts.encode(PROMPT)) + tokens)
+    file = model.stat().st_size
+    told = f"{file / 1e6:.0f} MB of file, {cache / 1e6:.1f} MB of cache, {imports / 1e6:.0f} MB of imports"
+    return file + cache + imports, told
 
 
 def main() -> None:
@@ -133,8 +146,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16)
     asked = parser.parse_args()
     model = ready_path(asked.model).resolve()
-    found = contenders(model, asked.tokens)
     with tempfile.TemporaryDirectory() as cache:
+        found = contenders(model, asked.tokens, Path(cache) / "folder")
         next(one for one in found if one.name == "generate").run(cache)  # so that its plan is there, and files are read
         for one in found:
             one.first, one.processor, one.peak = [], [], []
@@ -150,15 +163,9 @@ def main() -> None:
     for name, figures in told.items():
         seconds = f"{figures['best']:10.2f} s{figures['median']:7.2f} s{figures['processor']:9.2f} s"
         print(f"{name:28}{seconds}{figures['peak'] / 1e6:6.0f} MB")
-    writer = open_writer(model)
-    assert isinstance(writer, Writer)
-    cache_bytes = writer.runner(1).bytes_for(len(writer.texts.encode(PROMPT)) + asked.tokens)
-    needed = model.stat().st_size + cache_bytes + told["imports"]["peak"]
+    needed, told_of = needs(model, asked.tokens, told["imports"]["peak"])
     share = told["generate"]["peak"] / needed
-    print(
-        f"\nneeded: {model.stat().st_size / 1e6:.0f} MB of file, {cache_bytes / 1e6:.1f} MB of cache, imports; ", end=""
-    )
-    print(f"the peak of generate is {share:.2f} × that")
+    print(f"\nneeded: {told_of}; the peak of generate is {share:.2f} × that")
     if asked.json:
         asked.json.write_text(json.dumps({"contenders": told, "needed": needed, "share": share}, indent=1))
 

@@ -23,7 +23,7 @@ def test_rates(model: Path) -> None:
     assert [rate["together"] for rate in told["rates"]] == [1, 3]
     assert all(rate["read"] > 0 < rate["written"] for rate in told["rates"])
     assert told["rates"][1]["cache"] == 3 * told["rates"][0]["cache"] > 0
-    guessed = json.loads(run("bench", "generate", model, *flags, "--guess", "1", "--json").output)
+    guessed = json.loads(run("bench", "generate", model, *flags, "--guess", "early=1", "--json").output)
     assert 0 <= guessed["acceptance"] <= 1 <= guessed["gain"]
     shown = run("bench", "generate", model, *flags, "--guess", "lookup")
     assert shown.exit_code == 0, shown.output
@@ -34,6 +34,8 @@ def test_rates(model: Path) -> None:
 def test_what_can_not_be(model: Path) -> None:
     assert "--together wants numbers" in sentence(run("bench", "generate", model, "--together", "1,a"))
     assert "together must be numbers between 1 and 1024" in sentence(run("bench", "generate", model, "--together", "0"))
-    assert "--guess knows lookup" in sentence(run("bench", "generate", model, "--guess", "luck"))
-    assert "9 of 2 can't be taken" in sentence(run("bench", "generate", model, "--guess", "9", "--prompt", "3"))
+    assert "tokens are guessed by lookup, early=BLOCKS or draft=MODEL, not 'luck'" in sentence(
+        run("bench", "generate", model, "--guess", "luck")
+    )
+    assert "9 of 2 can't be taken" in sentence(run("bench", "generate", model, "--guess", "early=9", "--prompt", "3"))
     assert "more than the model's 24 positions" in sentence(run("bench", "generate", model))

@@ -28,12 +28,12 @@ def sentence(result: Result) -> str:
     return line
 
 
-def writer(folder: Path) -> None:
-    """Save a small GPT-2 with the vocabulary of the small BERT."""
+def writer(folder: Path, more: int = 0) -> None:
+    """Save a small GPT-2 with the vocabulary of the small BERT, and so many tokens more."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)
     keys: dict[str, Any] = {
-        "vocab_size": SIZES["vocab_size"],
+        "vocab_size": SIZES["vocab_size"] + more,
         "n_embd": 16,
         "n_layer": 2,
         "n_head": 2,

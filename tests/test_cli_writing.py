@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from tests.test_cli_models import sentence, writer
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}. {% endif %}"
 CATS = ("--set", "logit_bias.6=100")
 """So that nothing but "cat" is written."""
+ENDLESS = ("--set", "logit_bias.3=-100")
+"""So that no text ends before its limit."""
 
 
 def run(*arguments: str | Path, said: str | None = None) -> Result:
@@ -64,6 +67,38 @@ def test_json_and_figures(model: Path) -> None:
     shown = run("generate", model, "the cat", "--stats", "--max-tokens", "3", *CATS)
     assert "3 tokens in" in shown.stderr
     assert "tokens/s" in shown.stderr
+
+
+@pytest.mark.parametrize("weights", ["fp32", "pytorch"])
+def test_guessing_changes_nothing_but_the_time(model: Path, tmp_path: Path, weights: str) -> None:
+    """Each way of guessing, in both verbs; what it came to is told."""
+    ask = ("generate", model, "the cat", "a dog", "--max-tokens", "20", "--weights", weights, *ENDLESS)
+    plain = run(*ask)
+    for way in ("lookup", "early=1", f"draft={model}"):
+        found = run(*ask, "--guess", way, "--stats")
+        assert found.exit_code == 0, found.output
+        assert found.stdout == plain.stdout
+        assert re.search(r"% of \d+ guesses right, \d\.\d\d tokens a pass", found.stderr)
+    told = run(*ask, "--guess", f"draft={model}", "--stats", "--json").stdout.splitlines()
+    figures = json.loads(told[-1])["stats"]["guesses"]
+    assert figures["acceptance"] == 1 < figures["gain"]
+    assert figures["stopped"] == 0
+    talk = ("chat", model, "--max-tokens", "9", "--temperature", "0", "--weights", weights, *ENDLESS)
+    guessed = run(*talk, "--guess", "lookup", "--stats", said="the cat\nsat\n")
+    assert guessed.stdout == run(*talk, said="the cat\nsat\n").stdout
+    assert guessed.stderr.count("guesses right") == 2
+
+
+def test_guesses_that_can_not_be(model: Path, tmp_path: Path) -> None:
+    def told(*arguments: str | Path) -> str:
+        return sentence(run("generate", model, "the", *arguments))
+
+    for way in ("luck", "early", "early=", "early=-1", "draft=", "10", "lookup=3"):
+        assert f"by lookup, early=BLOCKS or draft=MODEL, not '{way}'" in told("--guess", way)
+    assert "9 of 2 can't be taken" in told("--guess", "early=9")
+    assert "does not exist" in told("--guess", f"draft={tmp_path / 'none'}")
+    writer(tmp_path, more=3)
+    assert re.search(r"guesses among \d+ tokens, but the model has \d+", told("--guess", f"draft={tmp_path}"))
 
 
 def test_sampling_flags(model: Path) -> None:

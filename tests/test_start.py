@@ -25,7 +25,7 @@ from polyformer.weights.gguf import read_gguf
 from tests.answer.models import SIZES, bert
 from tests.native.cases import compiled
 from tests.native.test_files import HEADS, WIDTH, WORDS, file_of
-from tests.test_cli_models import run, sentence
+from tests.test_cli_models import run, sentence, writer
 from tests.weights.gguf_writer import plain
 
 pytestmark = compiled
@@ -245,10 +245,15 @@ def test_a_folder_of_ours_is_written_from(plans: Path, folder: Path, tmp_path: P
     assert "model.safetensors" in sentence(run("generate", tmp_path / "ours", "the"))
 
 
-def test_what_no_plan_can_say_is_loaded(plans: Path, tmp_path: Path) -> None:
-    """GPT-2's matrices lie the other way round in a folder."""
-    from tests.test_cli_models import writer
-
+def test_matrices_that_lie_turned(plans: Path, tmp_path: Path) -> None:
+    """As GPT-2's do in a folder, where those of queries, keys and values are one, too."""
     writer(tmp_path)
+    plan = opened(tmp_path).plan
+    assert {one.by for one in plan.origins} == {"rows", "columns"}
+    assert written(opened(tmp_path), Sampling(limit=8)) == written(load_to_write(tmp_path), Sampling(limit=8))
+
+
+def test_what_no_plan_can_say_is_loaded(plans: Path, tmp_path: Path) -> None:
+    bert(tmp_path, "BertModel")
     assert isinstance(open_writer(tmp_path), Loaded)
     assert not plans.exists()

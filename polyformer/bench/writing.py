@@ -68,7 +68,7 @@ class Rates:
         """Return what goes into JSON."""
         data: dict[str, Any] = {"rates": [asdict(rate) for rate in self.rates]}
         if self.guesses.passes:
-            data |= {"acceptance": self.guesses.acceptance, "gain": self.guesses.gain, **asdict(self.guesses)}
+            data |= self.guesses.to_data()
         return data
 
 
@@ -86,9 +86,7 @@ def measure(make: Callable[[int], Engine], asked: Writing) -> Rates:
         for count, rates in found.items():
             engine = make(count)
             rates.append(_measured(engine, count, asked, turn))
-            guesses.passes += engine.guesses.passes
-            guesses.guessed += engine.guesses.guessed
-            guesses.taken += engine.guesses.taken
+            guesses.add(engine.guesses)
     return Rates([_median(rates) for rates in found.values()], guesses)
 
 

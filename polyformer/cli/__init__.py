@@ -26,10 +26,12 @@ from polyformer.cli.common import (
     RecipeFile,
     RunFolder,
     Settings,
+    Weights,
     app,
     fail,
     lines_of_input,
     load_model,
+    load_translator,
 )
 from polyformer.errors import DataError, RunError, SpecError
 
@@ -93,10 +95,11 @@ def translate(
     nbest: Annotated[int, typer.Option(min=1, help="Translations of each text, with their scores.")] = 1,
     to: Language = None,
     adapter: Adapter = None,
+    weights: Weights = None,
     as_json: AsJson = False,
 ) -> None:
     """Translate texts, or the lines of standard input."""
-    loaded = load_model(run, adapter)
+    loaded = load_translator(run, weights, adapter)
     settings = _search(loaded, beam, nbest)
     for some in [texts] if texts else lines_of_input():
         for text, found in zip(some, loaded.translate(some, settings, to), strict=True):

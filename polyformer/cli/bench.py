@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polyformer.cli.common import AsJson, Force, Model, Weights, app, load_writer
+from polyformer.cli.common import AsJson, Force, Guess, Model, Weights, app, load_writer
 from polyformer.cli.progress import counting
 from polyformer.errors import RunError, SpecError, suggest
 
@@ -91,9 +91,7 @@ def generate(
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 128,
     written: Annotated[int, typer.Option("--max-tokens", min=2, help="Tokens that are written behind each.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="Of which medians are told.")] = 3,
-    guess: Annotated[
-        str | None, typer.Option(metavar="WAY", help="Guess tokens: lookup, or by so many first blocks, such as 10.")
-    ] = None,
+    guess: Guess = None,
     weights: Weights = None,
     as_json: AsJson = False,
 ) -> None:
@@ -105,8 +103,6 @@ def generate(
 
     if not all(count.strip().isdigit() for count in together.split(",")):
         raise RunError(f"--together wants numbers with commas between them, not '{together}'")
-    if guess is not None and guess != "lookup" and not guess.isdigit():
-        raise RunError(f"--guess knows lookup, or a number of blocks, not '{guess}'")
     asked = Writing(prompt, written, tuple(int(count) for count in together.split(",")), rounds)
     loaded = load_writer(model, weights, guess)
     rates = measure(lambda count: loaded.engine(count, guess=guess), asked)

@@ -16,6 +16,7 @@ from polyformer.errors import DataError, PolyformerError, RunError
 
 if TYPE_CHECKING:
     from polyformer.loaded import Loaded, Writer
+    from polyformer.native.kinds import Precision
 
 INTERRUPTED = 130
 
@@ -74,6 +75,15 @@ Weights = Annotated[
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A Hugging Face folder, a GGUF file, a run folder of ours, or smollm2.")
 ]
+Guess = Annotated[
+    str | None,
+    typer.Option(
+        "--guess",
+        metavar="WAY",
+        help="Guess tokens, and judge several in one pass: lookup (in the text itself), early=N (by so many first "
+        "blocks), or draft=MODEL (by a smaller model of the same vocabulary). Left off by itself where it doesn't pay.",
+    ),
+]
 Adapter = Annotated[
     Path | None, typer.Option("--adapter", metavar="DIR", help="An adapter for MODEL, in PEFT's layout.")
 ]
@@ -124,23 +134,31 @@ def load_writer(
     model: Path, weights: str | None, guess: str | None = None, adapter: Path | None = None
 ) -> Loaded | Writer:
     """Open a model that is to write, natively where it can; `weights` says how its matrices are held (`Weights`)."""
+    if weights == "pytorch" or adapter is not None or guess not in (None, "lookup"):
+        return load_translator(model, weights, adapter)  # blocks of the model itself, if they guess, must be in memory
+    from polyformer.loaded import open_writer
+
+    return open_writer(model, _precision(weights))
+
+
+def load_translator(model: Path, weights: str | None, adapter: Path | None = None) -> Loaded:
+    """Load a model whose searches run natively where they can."""
     if weights == "pytorch":
         return load_model(model, adapter)
+    if adapter is not None:
+        from polyformer.loaded.adapted import to_write
+
+        return to_write(load_model(model, adapter), _precision(weights))
+    from polyformer.loaded import load_to_write
+
+    return load_to_write(model, _precision(weights))
+
+
+def _precision(weights: str | None) -> Precision | None:
     from polyformer.native.kinds import Precision
 
     kinds: tuple[Precision, ...] = get_args(Precision)
     asked = weights and weights.replace("-", " ")
     if asked is not None and asked not in kinds:
         raise RunError(f"there are no weights '{weights}'; choose one of {', '.join(kinds)}, pytorch")
-    held = next((kind for kind in kinds if kind == asked), None)
-    if adapter is not None:
-        from polyformer.loaded.adapted import to_write
-
-        return to_write(load_model(model, adapter), held)
-    if guess not in (None, "lookup"):  # by blocks of the model itself, which must be in memory for that
-        from polyformer.loaded import load_to_write
-
-        return load_to_write(model, held)
-    from polyformer.loaded import open_writer
-
-    return open_writer(model, held)
+    return next((kind for kind in kinds if kind == asked), None)

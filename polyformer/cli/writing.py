@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,12 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from polyformer.cli.common import Adapter, AsJson, Model, Weights, app, lines_of_input, load_writer
+from polyformer.cli.common import Adapter, AsJson, Guess, Model, Weights, app, lines_of_input, load_writer
 from polyformer.cli.sampling import samples
 from polyformer.errors import PolyformerError, RunError
 
 if TYPE_CHECKING:
-    from polyformer.generate import Answer, Engine, Handle, Sampling
+    from polyformer.generate import Answer, Counts, Engine, Handle, Sampling
+    from polyformer.generate.speculative import Guesses
     from polyformer.loaded import Loaded, Writer
 
 Texts = Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Standard input, line by line, if none.")]
@@ -37,16 +40,21 @@ def generate(
     ] = False,
     adapter: Adapter = None,
     weights: Weights = None,
+    guess: Guess = None,
     as_json: AsJson = False,
     stats: Stats = False,
 ) -> None:
     """Continue texts, or answer them with an encoder-decoder model, all together, and print them as they come."""
-    loaded = load_writer(model, weights, adapter=adapter)
+    loaded = load_writer(model, weights, guess, adapter)
     searches = loaded.reads_source and not sampling.temperature
-    engine = loaded.engine()
+    if searches and guess is not None:
+        raise RunError(
+            "a search judges all that it writes; --guess is for texts that are sampled or taken as they come"
+        )
+    engine = None if searches and not chat else loaded.engine(guess=guess)
     for some in [prompts] if prompts else lines_of_input():
-        if searches and not chat:
-            _searched(cast("Loaded", loaded), some, sampling, as_json)
+        if engine is None:
+            _searched(cast("Loaded", loaded), some, sampling, as_json, stats)
             continue
         if chat:
             asked = loaded.chat_requests([[{"role": "user", "content": one}] for one in some], sampling)
@@ -58,9 +66,10 @@ def generate(
                 _shown(handle, clock, "" if chat or loaded.reads_source else prompt)
             told = {"prompt": prompt, **_told(handle.result())}
             if as_json:
-                typer.echo(json.dumps(told | ({"stats": clock.told(engine)} if stats else {}), ensure_ascii=False))
+                figures = {"stats": clock.told(*_counted(engine))} if stats else {}
+                typer.echo(json.dumps(told | figures, ensure_ascii=False))
         if stats and not as_json:
-            typer.echo(clock.sentence(engine), err=True)
+            _print_counts(clock, engine)
 
 
 @app.command(epilog="Example: polyformer chat smollm2 --system 'Answer in one sentence.'")
@@ -71,6 +80,7 @@ def chat(
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told first.")] = None,
     adapter: Adapter = None,
     weights: Weights = None,
+    guess: Guess = None,
     stats: Stats = False,
 ) -> None:
     """Talk with a model: /clear begins anew, /exit leaves, and an interrupt stops an answer.
@@ -79,10 +89,12 @@ def chat(
     """
     from polyformer.generate import Capacity
 
-    loaded = load_writer(model, weights, adapter=adapter)
+    loaded = load_writer(model, weights, guess, adapter)
     first = [] if system is None else [{"role": "system", "content": system}]
-    talk = Talk(loaded, loaded.engine(2, Capacity(kept=1)), sampling, list(first))
+    talk = Talk(loaded, loaded.engine(2, Capacity(kept=1), guess), sampling, list(first))
     if sys.stdin.isatty():
+        if sampling.temperature:  # tokens are drawn by PyTorch, which is there then when the first line is typed
+            threading.Thread(target=importlib.import_module, args=("torch",)).start()
         typer.echo("/clear begins anew, /exit leaves; Ctrl-C stops an answer.", err=True)
     for line in _messages():
         if line in LEAVE:
@@ -98,7 +110,7 @@ def chat(
             typer.echo(f"polyformer: {error}", err=True)
             continue
         if stats:
-            typer.echo(clock.sentence(talk.engine), err=True)
+            _print_counts(clock, talk.engine)
 
 
 @dataclass
@@ -134,20 +146,39 @@ class Clock:
         if self.first is None:
             self.first = time.perf_counter() - self.begun
 
-    def told(self, engine: Engine) -> dict[str, Any]:
+    def told(self, counts: Counts, guesses: Guesses | None = None) -> dict[str, Any]:
         """Return the figures."""
-        seconds, counts = time.perf_counter() - self.begun, engine.counts
-        told = {"seconds": seconds, "written": counts.written, "steps": counts.steps, "rows": counts.rows}
-        return told | {"reused": counts.reused, "first_token_seconds": self.first}
+        told: dict[str, Any] = {
+            "seconds": time.perf_counter() - self.begun,
+            "written": counts.written,
+            "steps": counts.steps,
+        }
+        told |= {"rows": counts.rows, "reused": counts.reused, "first_token_seconds": self.first}
+        return told if guesses is None else told | {"guesses": guesses.to_data()}
 
-    def sentence(self, engine: Engine) -> str:
-        """Return the figures for a person, and set the engine's counts to nothing."""
-        told = self.told(engine)
-        engine.counts = type(engine.counts)()
+    def sentence(self, counts: Counts, guesses: Guesses | None = None) -> str:
+        """Return the figures for a person."""
+        told = self.told(counts)
         rate = told["written"] / max(told["seconds"], 1e-9)
         first = "" if self.first is None else f", the first after {self.first:.2f} s"
         reused = f", {told['reused']} of the prompt found in the cache" if told["reused"] else ""
-        return f"{told['written']} tokens in {told['seconds']:.2f} s, {rate:.1f} tokens/s{first}{reused}"
+        guessed = ""
+        if guesses is not None:
+            left = f", left off in {guesses.stopped} of the texts" if guesses.stopped else ""
+            right = f"{guesses.acceptance:.0%} of {guesses.guessed} guesses right"
+            guessed = f"; {right}, {guesses.gain:.2f} tokens a pass{left}"
+        return f"{told['written']} tokens in {told['seconds']:.2f} s, {rate:.1f} tokens/s{first}{reused}{guessed}"
+
+
+def _counted(engine: Engine) -> tuple[Counts, Guesses | None]:
+    """Return what an engine has counted."""
+    return engine.counts, None if engine.guesser is None else engine.guesses
+
+
+def _print_counts(clock: Clock, engine: Engine) -> None:
+    """Print an engine's figures, and set its counts to nothing."""
+    typer.echo(clock.sentence(*_counted(engine)), err=True)
+    engine.counts, engine.guesses = type(engine.counts)(), type(engine.guesses)()
 
 
 def _shown(handle: Handle, clock: Clock, before: str) -> None:
@@ -175,16 +206,21 @@ def _told(answer: Answer) -> dict[str, Any]:
     return told | {"log_probability": answer.log_probability} | ({"tokens": tokens} if tokens else {})
 
 
-def _searched(loaded: Loaded, texts: list[str], sampling: Sampling, as_json: bool) -> None:
+def _searched(loaded: Loaded, texts: list[str], sampling: Sampling, as_json: bool, stats: bool) -> None:
     """Print what the search that the model recommends finds."""
-    from polyformer.generate import Limit, Sampling
+    from polyformer.generate import Counts, Limit, Sampling
 
     if sampling != Sampling(limit=sampling.limit, seed=sampling.seed):
         raise RunError("an encoder-decoder model is searched unless it is sampled: give --temperature too")
     search = loaded.recommended().replace(limit=Limit(sampling.limit))
-    for prompt, found in zip(texts, loaded.translate(texts, search), strict=True):
-        told = {"prompt": prompt, "text": found[0].text, "log_probability": found[0].log_probability}
+    clock, counts = Clock(), Counts()
+    answers = loaded.translate(texts, search, counts=counts)
+    figures = {"stats": clock.told(counts)} if stats else {}
+    for prompt, found in zip(texts, answers, strict=True):
+        told = {"prompt": prompt, "text": found[0].text, "log_probability": found[0].log_probability, **figures}
         typer.echo(json.dumps(told, ensure_ascii=False) if as_json else found[0].text)
+    if stats and not as_json:
+        typer.echo(clock.sentence(counts), err=True)
 
 
 def _messages() -> Iterator[str]:

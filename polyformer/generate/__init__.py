@@ -8,8 +8,9 @@ from polyformer.exports import exports
 
 if TYPE_CHECKING:
     from polyformer.generate.continuing import TOGETHER, continue_texts
-    from polyformer.generate.engine import Capacity, Counts, Engine
+    from polyformer.generate.engine import Capacity, Engine
     from polyformer.generate.flat import sampling_of
+    from polyformer.generate.forests import Text
     from polyformer.generate.processors import (
         BadWords,
         Biased,
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
         Typical,
     )
     from polyformer.generate.requests import Answer, Delta, Handle, Request
-    from polyformer.generate.runner import Rows, Runner
+    from polyformer.generate.runner import Counts, Rows, Runner
     from polyformer.generate.sampling import Sampling, Scored
-    from polyformer.generate.search import search
+    from polyformer.generate.search import search, search_slots
     from polyformer.generate.settings import (
         Diverse,
         Early,
@@ -91,6 +92,7 @@ __all__ = [
     "Stopping",
     "Suppress",
     "SuppressFirst",
+    "Text",
     "TextStream",
     "TorchRunner",
     "Translation",
@@ -100,6 +102,7 @@ __all__ = [
     "runner_of",
     "sampling_of",
     "search",
+    "search_slots",
     "translate",
 ]
 
@@ -107,14 +110,15 @@ exports(
     __name__,
     {
         "continuing": "TOGETHER continue_texts",
-        "engine": "Capacity Counts Engine",
+        "engine": "Capacity Engine",
         "flat": "sampling_of",
+        "forests": "Text",
         "processors": "BadWords Biased FrequencyPenalty LogitBias MinimumLength MinP NoRepeatNgram PresencePenalty "
         "Processor RepetitionPenalty Suppress SuppressFirst Typical",
         "requests": "Answer Delta Handle Request",
-        "runner": "Rows Runner",
+        "runner": "Counts Rows Runner",
         "sampling": "Sampling Scored",
-        "search": "search",
+        "search": "search search_slots",
         "settings": "Diverse Early Gnmt Hopeful Hypothesis LengthPenalty Limit Power Safe Search SpecialTokens "
         "Stopping",
         "slots": "TorchRunner runner_of",

@@ -332,7 +332,9 @@ class Engine:
             self._slots.held(job, chosen[:-1])
             self.runner.truncate(part.slot, part.held + len(part.ids) + len(chosen) - 1)
             self.guesses.note(len(guess.ids), taken)
-            self._trials[job.number].note(len(guess.ids), taken)
+            trial = self._trials[job.number]
+            trial.note(len(guess.ids), taken)
+            self.guesses.stopped += trial.stopped
         else:
             chosen = [job.chooser.choose(scores[0], job.text)]
         shown = job.request.settings.shown

@@ -52,6 +52,8 @@ class Sampling(Record):
         self.require(self.limit > 0, f"limit must be at least 1, not {self.limit}")
         self.require(0 <= self.seed < 2**62, f"seed must be between 0 and 2^62, not {self.seed}")
         self.require(all(self.stop), "an empty text can't stop anything; leave it out of stop")
+        whole = not any("\ud800" <= letter <= "\udfff" for one in self.stop for letter in one)
+        self.require(whole, "a text to stop at has half of a surrogate pair, which no text that is written can have")
         self.require(0 <= self.shown <= 1000, f"shown must be between 0 and 1000, not {self.shown}")
 
     @property

@@ -16,6 +16,7 @@ from polyformer.generate.forests import BatchForest, Forest, SlotForest, Text
 from polyformer.generate.processors import Written, in_order, refuse_unknown
 from polyformer.generate.runner import Counts, Runner, refuse
 from polyformer.generate.settings import Hypothesis, Search, SpecialTokens
+from polyformer.parts.adapters import AfterPrefix
 from polyformer.parts.model import TransformerPart
 from polyformer.parts.positions import Position
 from polyformer.spec import Record, walk
@@ -38,7 +39,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def positions_of(embed: Record | None) -> int | None:
     """Return how many positions an embedding has; None if any number."""
-    lengths = [r.length for _, r in walk(embed) if isinstance(r, Position)] if embed else []
+    lengths = [r.length for _, r in walk(embed) if isinstance(r, Position | AfterPrefix)] if embed else []
     return min((length for length in lengths if length is not None), default=None)
 
 

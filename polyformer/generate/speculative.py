@@ -9,7 +9,7 @@ Shape letters: K guesses, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from polyformer.errors import SpecError
@@ -164,15 +164,31 @@ class Speculation(Record):
 
 @dataclass
 class Guesses:
-    """How guessing has gone: passes that judged guesses, tokens guessed, and those of them that were taken."""
+    """How guessing has gone.
+
+    Attributes:
+        passes: those that judged guesses.
+        guessed, taken: tokens guessed, and those of them that were taken.
+        stopped: texts that went on without guesses, as these didn't pay.
+    """
 
     passes: int = 0
     guessed: int = 0
     taken: int = 0
+    stopped: int = 0
 
     def note(self, guessed: int, taken: int) -> None:
         """Count a pass."""
         self.passes, self.guessed, self.taken = self.passes + 1, self.guessed + guessed, self.taken + taken
+
+    def add(self, other: Guesses) -> None:
+        """Count another's too."""
+        for name in ("passes", "guessed", "taken", "stopped"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def to_data(self) -> dict[str, float]:
+        """Return all figures."""
+        return {"acceptance": self.acceptance, "gain": self.gain, **asdict(self)}
 
     @property
     def acceptance(self) -> float:

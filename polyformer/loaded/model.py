@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from polyformer.data.checkpoint_tokenizer import TextTokenizer
     from polyformer.data.images import ImageReader
     from polyformer.data.tokenizer import TextPairTokenizer
-    from polyformer.generate import Answer, Capacity, Engine, Request, Sampling, Search, Translation
+    from polyformer.generate import Answer, Capacity, Counts, Engine, Request, Runner, Sampling, Search, Translation
     from polyformer.native.kinds import Precision
+    from polyformer.native.machine import NativeModel
     from polyformer.parts.part import Part
 
 
@@ -56,7 +57,8 @@ class Loaded:
         labels: what a classifier's outputs mean.
         pooling: turns rows into a text's vector, where the folder says how (sentence-transformers).
         files: what else lies in the folder and belongs to the model, written back unchanged.
-        native: how matrices are held where the engine runs the model natively; None where it runs in PyTorch.
+        native: how matrices are held where the engine, and searches, run natively; None where they run in PyTorch.
+        packed: the model made ready for that, and by which weights.
     """
 
     model: TransformerPart
@@ -69,6 +71,7 @@ class Loaded:
     pooling: Pooling | None = None
     files: dict[str, bytes] = field(default_factory=dict, repr=False)
     native: Precision | None = None
+    packed: tuple[object, NativeModel] | None = field(default=None, repr=False)
 
     @property
     def spec(self) -> Transformer:
@@ -77,13 +80,18 @@ class Loaded:
         return self.model.spec
 
     def translate(
-        self, texts: Sequence[str], settings: Search | None = None, target_language: str | None = None
+        self,
+        texts: Sequence[str],
+        settings: Search | None = None,
+        target_language: str | None = None,
+        counts: Counts | None = None,
     ) -> list[list[Translation]]:
         """Translate texts; returns for each its translations, best first.
 
         Args:
             settings: how to search; what the checkpoint recommends if None.
             target_language: for models that know several.
+            counts: what is done is added to it.
         Raises:
             SpecError: there is no tokenizer, or the checkpoint recommends a search that isn't known here.
         """
@@ -93,7 +101,19 @@ class Loaded:
             raise SpecError("translate takes a list of texts, not one text")
         if self.model.encoder is None or self.model.decoder is None:
             raise SpecError("translating needs an encoder and a decoder; this model has one of them (see generate)")
-        return translate(self.model, self.pairs, texts, settings or self.recommended(), target_language)
+        settings = settings or self.recommended()
+        return translate(
+            self._searcher(settings.beams, len(texts)), self.pairs, texts, settings, target_language, counts=counts
+        )
+
+    def _searcher(self, beams: int, texts: int) -> TransformerPart | Runner:
+        """Return what a search runs on: the model in PyTorch, or as many slots natively as pay."""
+        if self.native is None:
+            return self.model
+        from polyformer.generate import TOGETHER
+        from polyformer.loaded.writing import runner_for
+
+        return runner_for(self, beams * min(max(texts, 1), TOGETHER))
 
     @property
     def pairs(self) -> TextPairTokenizer:
@@ -209,7 +229,7 @@ class Loaded:
             slots: how many texts are written, or kept for others that begin as they do, at the same time.
             capacity: what it may use; None is as much as it needs.
             guess: guess tokens and judge several in one pass (speculative decoding): "lookup" looks in the text itself,
-                a number such as "10" lets so many of the model's first blocks guess.
+                "early=10" lets so many of the model's first blocks guess, "draft=MODEL" a smaller model.
         """
         from polyformer.loaded.writing import engine_for
 

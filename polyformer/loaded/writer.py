@@ -113,7 +113,7 @@ class Writer:
         """Return an engine that answers requests, many at once; see `Loaded.engine`."""
         from polyformer.generate import Engine
 
-        guesser = None if guess is None else guesser_for(None, slots, guess, self.plan.context)
+        guesser = None if guess is None else guesser_for(None, slots, guess)
         return Engine(self.runner(slots), capacity, guesser)
 
     def runner(self, slots: int) -> NativeRunner:

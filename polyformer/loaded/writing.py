@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,8 +14,7 @@ if TYPE_CHECKING:
     from polyformer.data.tokenizer import TextPairTokenizer
     from polyformer.generate import Capacity, Engine, Guesser, Request, Runner, Sampling
     from polyformer.loaded.model import Loaded
-    from polyformer.native.machine import Machine
-    from polyformer.parts.model import TransformerPart
+    from polyformer.native.machine import Machine, NativeModel
 
 
 LONGEST = 2**15
@@ -47,17 +47,34 @@ def context_of(loaded: Loaded) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def runner_for(loaded: Loaded, slots: int) -> Runner:
-    """Return what runs the model: natively, if it was loaded for that, or else in PyTorch."""
+def runner_for(loaded: Loaded, slots: int, blocks: int | None = None) -> Runner:
+    """Return what runs the model, or so many of its first blocks if they are all it has.
+
+    It runs natively, if it was loaded for that, or else in PyTorch.
+    """
     from polyformer.generate import runner_of
 
     if loaded.native is None:
         return runner_of(loaded.model, slots, context_of(loaded))
-    from polyformer.native.runner import runner
+    from polyformer.native.machine import NativeState
+    from polyformer.native.runner import NativeRunner
 
-    only_on_disk = any(one.is_meta for one in loaded.model.parameters())
-    model = loaded.folder if only_on_disk and loaded.folder is not None else loaded.model
-    return runner(model, loaded.native, machine_for(slots, context_of(loaded)))
+    machine = machine_for(slots, context_of(loaded))
+    return NativeRunner(NativeState(_packed(loaded, machine, blocks), machine))
+
+
+def _packed(loaded: Loaded, machine: Machine, blocks: int | None) -> NativeModel:
+    """Return the model as it runs natively, packed once as long as no weight is changed."""
+    from polyformer.native.runner import packed
+
+    assert loaded.native is not None
+    parameters = list(loaded.model.parameters())
+    state = (loaded.native, blocks, tuple((one.data_ptr(), one._version) for one in parameters if not one.is_meta))
+    if loaded.packed is None or loaded.packed[0] != state:
+        only_on_disk = any(one.is_meta for one in parameters)
+        model = loaded.folder if only_on_disk and loaded.folder is not None else loaded.model
+        loaded.packed = state, packed(model, loaded.native, machine, blocks)
+    return loaded.packed[1]
 
 
 def machine_for(slots: int, context: int | None) -> Machine:
@@ -71,26 +88,47 @@ def engine_for(loaded: Loaded, slots: int, capacity: Capacity | None, guess: str
     """Return an engine; raises `SpecError` for a way of guessing that isn't known."""
     from polyformer.generate import Engine
 
-    guesser = None if guess is None else guesser_for(loaded.model, slots, guess, context_of(loaded))
+    guesser = None if guess is None else guesser_for(loaded, slots, guess)
     return Engine(runner_for(loaded, slots), capacity, guesser)
 
 
-def guesser_for(model: TransformerPart | None, slots: int, guess: str, context: int | None) -> Guesser:
+def guesser_for(loaded: Loaded | None, slots: int, guess: str) -> Guesser:
     """Return what guesses tokens; raises `SpecError` for a way that isn't known, or that needs a model in memory."""
     from polyformer.generate import Draft, PromptLookup
 
+    way, _, value = guess.partition("=")
     if guess == "lookup":
         return PromptLookup()
-    if not guess.isdigit():
-        raise SpecError(f"tokens are guessed by lookup or a number of blocks, not '{guess}'")
-    if model is None or any(one.is_meta for one in model.parameters()):
-        raise SpecError("a model's first blocks guess in PyTorch; load it there, with --weights pytorch")
-    from polyformer.generate import TorchRunner, early_exit
+    if loaded is None:
+        raise SpecError(f"only lookup guesses where a model is run from its file, not '{guess}'; load it to write")
+    if way == "early" and value.isdecimal():
+        return Draft(*_early(loaded, slots, int(value)))
+    if way == "draft" and value:
+        return Draft(*_smaller(loaded, slots, value))
+    raise SpecError(f"tokens are guessed by lookup, early=BLOCKS or draft=MODEL, not '{guess}'")
+
+
+def _early(loaded: Loaded, slots: int, blocks: int) -> tuple[Runner, float]:
+    """Return what runs the first blocks, and what a pass of it costs."""
+    from polyformer.generate import early_exit
     from polyformer.parts.model import parameters_of
 
-    draft = early_exit(model, int(guess))
-    cost = parameters_of(draft) / parameters_of(model)
-    return Draft(TorchRunner(draft, slots, context), cost)
+    draft = early_exit(loaded.model, blocks)
+    cost = parameters_of(draft) / parameters_of(loaded.model)
+    return runner_for(dataclasses.replace(loaded, model=draft), slots, blocks), cost
+
+
+def _smaller(loaded: Loaded, slots: int, path: str) -> tuple[Runner, float]:
+    """Return what runs another model of the same vocabulary, and what a pass of it costs."""
+    from polyformer.loaded.files import load_to_write
+    from polyformer.parts.model import parameters_of
+
+    other = load_to_write(path)
+    runner, wanted = runner_for(other, slots), loaded.spec.head
+    vocabulary = None if wanted is None else getattr(getattr(wanted, "projection", None), "outputs", None)
+    if vocabulary != runner.vocabulary:
+        raise SpecError(f"{path} guesses among {runner.vocabulary} tokens, but the model has {vocabulary}")
+    return runner, parameters_of(other.model) / parameters_of(loaded.model)
 
 
 def requests_for(loaded: Loaded, texts: Sequence[str], settings: Sampling) -> list[Request]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from polyformer.errors import RunError, WeightsError
 from polyformer.families import Family
 from polyformer.families.gguf import gguf_names
 from polyformer.native.machine import OWN_KINDS, SOURCES, Given
-from polyformer.native.plan import Store, given_rows
+from polyformer.native.plan import Lines, Store, given_lines
 from polyformer.native.program import Program
 from polyformer.parts.positions import Sinusoidal, SinusoidalPart
 from polyformer.weights.files import TensorMap
@@ -24,6 +24,7 @@ from polyformer.weights.names import Names
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 Giver = Callable[[str], Given]
+BY: tuple[Lines, Lines] = ("rows", "columns")
 
 
 def from_tensors(program: Program, tensors: Mapping[str, Tensor], room: int) -> Giver:
@@ -54,10 +55,10 @@ def _of_tensor(tensor: Tensor) -> Given:
 def from_gguf(program: Program, file: GgufFile, family: Family, config: Mapping[str, Any], room: int) -> Giver:
     """Return what gives a program the tensors of a GGUF file: matrices as the blocks that they are stored in.
 
-    A tensor that is made in another way than by taking rows (`Rows`) is converted to floats first.
+    A tensor that is made in another way than by taking rows or columns is converted to floats first.
     """
     tables = gguf_tables(family, config)
-    rows = RowsOf(file, file.tensors, tables)
+    rows = LinesOf(file, file.tensors, tables)
     converted = from_tensors(program, through(tables, file.tensors), room)
     shapes = {one.path: one.shape for one in program.weights}
 
@@ -65,8 +66,7 @@ def from_gguf(program: Program, file: GgufFile, family: Family, config: Mapping[
         found = rows.of(path, shapes[path])
         if found is None:
             return converted(path)
-        name, order = found
-        return given_rows(*file.types[name], file.stored[name], order)
+        return given_lines(file.types[found.tensor], file.stored[found.tensor], found.order, found.by)
 
     return give
 
@@ -83,12 +83,20 @@ def through(tables: Sequence[Names], tensors: Mapping[str, Tensor]) -> Mapping[s
     return tensors
 
 
-class RowsOf:
-    """Finds out which rows of which stored tensor make each of ours.
+class Found(NamedTuple):
+    """Of which stored tensor one of ours is made, of its rows or its columns, and in what order; None for all."""
+
+    tensor: str
+    order: npt.NDArray[np.int64] | None
+    by: Lines
+
+
+class LinesOf:
+    """Finds out which rows, or columns, of which stored tensor make each of ours.
 
     Names and layouts are those of the family's own tables. What they do to rows they are shown on the numbers of the
-    rows: the order that comes out is the order in which the rows are taken from the file. The rows of a vector are
-    its numbers.
+    rows: the order that comes out is the order in which the rows are taken from the file; and so with columns, where
+    a table turns a matrix. The rows of a vector are its numbers.
 
     Attributes:
         others: names of stored tensors that are no weights; they were checked.
@@ -99,41 +107,53 @@ class RowsOf:
         self.types = store.types
         weights = tables[0].checked(tensors) if tables else list(tensors)
         self.others = sorted(set(tensors) - set(weights))
-        self.names = [name for name in weights if _has_rows(*self.types[name])]
-        shown = {name: functools.partial(self._numbered, i, name) for i, name in enumerate(self.names)}
-        rest = {name: functools.partial(torch.zeros, 1) for name in weights if name not in shown}
-        self._shown = through(tables, TensorMap({name: (shown | rest)[name] for name in weights}, repr))
-        self.ours = frozenset(self._shown)
+        self.names = [name for name in weights if self._has(name, "rows")]
+        self._shown: dict[Lines, Mapping[str, Tensor]] = {by: self._numbers(weights, tables, by) for by in BY}
+        self.ours = frozenset(self._shown["rows"])
 
-    def of(self, path: str, shape: tuple[int, ...]) -> tuple[str, npt.NDArray[np.int64] | None] | None:
-        """Return the stored tensor and the order of its rows that make one of ours of this shape.
+    def of(self, path: str, shape: tuple[int, ...]) -> Found | None:
+        """Return what one of ours, of this shape, is made of; None where it is made in another way."""
+        for by, shown in self._shown.items():
+            try:
+                found = shown.get(path)
+            except (WeightsError, RuntimeError):
+                continue
+            if found is not None and found.dtype == torch.long and found.numel():
+                lines = self._lines(found.numpy(), shape, by)
+                if lines is not None:
+                    return lines
+        return None
 
-        None is the order of all as they are; and None is returned for what is made in another way.
-        """
-        try:
-            found = self._shown.get(path)
-        except (WeightsError, RuntimeError):
-            return None
-        if found is None or found.dtype != torch.long or not found.numel():
-            return None
-        numbers = found.numpy()
+    def _lines(self, numbers: npt.NDArray[np.int64], shape: tuple[int, ...], by: Lines) -> Found | None:
+        """Return what numbers of rows or columns that came out of the tables say; None if not all are of one tensor."""
         name = self.names[int(numbers.flat[0]) >> 32]
         stored = self.types[name][1]
         if len(stored) == 2 and numbers.shape[1:] == (1,):
             numbers = numbers[:, 0]
         if numbers.ndim != 1 or bool((numbers >> 32 != numbers[0] >> 32).any()):
             return None
-        if (len(numbers), *stored[1:]) != (shape or (1,)):
+        across = stored[1:] if by == "rows" else stored[:1]
+        if (len(numbers), *across) != (shape or (1,)):
             return None
         taken = np.ascontiguousarray(numbers & 0xFFFFFFFF, dtype=np.int64)
-        return name, None if np.array_equal(taken, np.arange(stored[0])) else taken
+        whole = np.array_equal(taken, np.arange(stored[BY.index(by)]))
+        return Found(name, None if whole else taken, by)
 
-    def _numbered(self, number: int, name: str) -> Tensor:
-        shape = self.types[name][1]
-        rows = torch.arange(shape[0]) + (number << 32)
-        return rows[:, None] if len(shape) == 2 else rows
+    def _numbers(self, weights: Sequence[str], tables: Sequence[Names], by: Lines) -> Mapping[str, Tensor]:
+        """Return what the tables make of the numbers of rows or columns."""
 
+        def shown(number: int, name: str) -> Tensor:
+            shape = self.types[name][1]
+            lines = torch.arange(shape[BY.index(by)]) + (number << 32)
+            return lines if len(shape) == 1 else lines[:, None] if by == "rows" else lines[None, :]
 
-def _has_rows(kind: str, shape: tuple[int, ...]) -> bool:
-    """Tell whether a stored tensor can be taken by rows: a matrix, or a vector of ordinary numbers."""
-    return kind in SOURCES and (len(shape) == 2 or (len(shape) == 1 and kind not in OWN_KINDS))
+        readers = {name: functools.partial(shown, i, name) for i, name in enumerate(self.names) if self._has(name, by)}
+        rest = {name: functools.partial(torch.zeros, 1) for name in weights if name not in readers}
+        return through(tables, TensorMap({name: (readers | rest)[name] for name in weights}, repr))
+
+    def _has(self, name: str, by: Lines) -> bool:
+        """Tell whether a stored tensor can be taken by such lines: whole blocks lie in a row."""
+        kind, shape = self.types[name]
+        if by == "columns" or len(shape) == 1:
+            return kind in SOURCES and kind not in OWN_KINDS and len(shape) == 1 + (by == "columns")
+        return kind in SOURCES and len(shape) == 2

@@ -81,7 +81,7 @@ def _embed(spec: parts.Embed, builder: Builder, path: str, x: int) -> int:
     return rows
 
 
-def _places(spec: Position, builder: Builder, path: str, x: int) -> Instruction:
+def _places(spec: Position | parts.AfterPrefix, builder: Builder, path: str, x: int) -> Instruction:
     """Learned positions are rows of their table; computed ones are those of a table that is made when it is loaded."""
     builder.limit(spec.length)
     weight = f"{path}.weight"

@@ -131,7 +131,8 @@ class NativeState:
         self.model, self.machine = model, machine
         cell = ("f32", "f16", "i8").index(machine.cache)
         self.handle = ctypes.c_void_p()
-        sizes = (machine.slots, machine.room, cell, machine.threads, int(machine.kernels == "portable"))
+        room = min(machine.room, model.program.length or machine.room)
+        sizes = (machine.slots, room, cell, machine.threads, int(machine.kernels == "portable"))
         call("pf_state_new", model.handle, *sizes, ctypes.byref(self.handle))
 
     def __del__(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from polyformer.native.program import Program, TakeTokens
 from polyformer.spec import Record
 
 Bytes = npt.NDArray[np.uint8]
+Lines = Literal["rows", "columns"]
 
 
 class Store(Protocol):
@@ -35,11 +36,14 @@ class Store(Protocol):
 
 
 class Origin(Record):
-    """Where a weight lies: whole rows of a stored tensor, of which `order` is a number in `Plan.orders`; None for
-    all of them as they are. The rows of a vector are its numbers."""
+    """Where a weight lies: whole rows or, where it lies turned, columns of a stored tensor.
+
+    The rows of a vector are its numbers. `order` is a number in `Plan.orders`; None for all of them as they are.
+    """
 
     tensor: str
     order: int | None = None
+    by: Lines = "rows"
 
 
 class Witness(Record):
@@ -100,11 +104,18 @@ class PlannedWeights:
         kind, shape = self.store.types[origin.tensor]
         data = self.store.stored[origin.tensor]
         order = None if origin.order is None else np.array(self.plan.orders[origin.order], dtype=np.int64)
-        return given_rows(kind, shape, data, order)
+        return given_lines((kind, shape), data, order, origin.by)
 
 
-def given_rows(kind: str, shape: tuple[int, ...], data: Bytes, order: npt.NDArray[np.int64] | None) -> Given:
-    """Return a stored matrix or vector, of which rows, or numbers, are taken in an order."""
+def given_lines(
+    kind_and_shape: tuple[str, tuple[int, ...]], data: Bytes, order: npt.NDArray[np.int64] | None, by: Lines
+) -> Given:
+    """Return a stored matrix or vector, of which rows, columns or numbers are taken in an order, None for all."""
+    kind, shape = kind_and_shape
+    if by == "columns":
+        numbers = data.reshape(*shape, -1)
+        taken = np.ascontiguousarray((numbers if order is None else numbers[:, order]).swapaxes(0, 1))
+        return Given(kind, taken.reshape(-1), len(taken), shape[0])
     if len(shape) == 2:
         return Given(kind, data, *shape, order)
     if order is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from polyformer.native.given import RowsOf
+from polyformer.native.given import LinesOf
 from polyformer.native.lowering import lower
 from polyformer.native.plan import Origin, Plan, Store, Witness, digest
 from polyformer.spec import Spec
@@ -15,7 +15,7 @@ from polyformer.weights.names import Names
 
 def plan_of(spec: Spec, store: Store, tensors: Mapping[str, Tensor], tables: Sequence[Names] = ()) -> Plan | None:
     """Return the plan of a decoder, or None where a plan can't say it all: its program must hold every tensor, and
-    every weight be made of whole rows of one tensor.
+    every weight be made of whole rows, or columns, of one tensor.
 
     Args:
         tensors: those of the store, each read when it is asked for.
@@ -27,17 +27,16 @@ def plan_of(spec: Spec, store: Store, tensors: Mapping[str, Tensor], tables: Seq
     program = lower(spec)
     if program.read or any(one.made is not None for one in program.weights):
         return None
-    rows = RowsOf(store, tensors, tables)
-    if rows.ours != {one.path for one in program.weights}:
+    lines = LinesOf(store, tensors, tables)
+    if lines.ours != {one.path for one in program.weights}:
         return None
     origins: list[Origin] = []
     orders: dict[tuple[int, ...], int] = {}
     for one in program.weights:
-        found = rows.of(one.path, one.shape)
+        found = lines.of(one.path, one.shape)
         if found is None:
             return None
-        name, order = found
-        number = None if order is None else orders.setdefault(tuple(order.tolist()), len(orders))
-        origins.append(Origin(name, number))
-    witnesses = tuple(Witness(name, digest(store.stored[name])) for name in rows.others)
+        number = None if found.order is None else orders.setdefault(tuple(found.order.tolist()), len(orders))
+        origins.append(Origin(found.tensor, number, found.by))
+    witnesses = tuple(Witness(name, digest(store.stored[name])) for name in lines.others)
     return Plan(program, tuple(origins), tuple(orders), witnesses)

@@ -109,12 +109,16 @@ class NativeRunner:
 
 
 def runner(
-    model: TransformerPart | Path | str, weights: Precision = "as stored", machine: Machine | None = None
+    model: TransformerPart | Path | str,
+    weights: Precision = "as stored",
+    machine: Machine | None = None,
+    blocks: int | None = None,
 ) -> NativeRunner:
     """Return what runs a model natively.
 
     Args:
         model: a model in memory, or a GGUF file, whose blocks are taken as they are.
+        blocks: of a file, how many of the decoder's blocks run, the first ones; None for all.
         weights: how matrices are held; "as stored" keeps the codes of a GGUF file and makes floats of all else.
     Raises:
         LoweringError: the model has a part that no program can be made of; it runs in PyTorch.
@@ -122,30 +126,40 @@ def runner(
         WeightsError, SpecError: a file that can't be read.
     """
     machine = machine or Machine()
+    return NativeRunner(NativeState(packed(model, weights, machine, blocks), machine))
+
+
+def packed(
+    model: TransformerPart | Path | str, weights: Precision, machine: Machine, blocks: int | None = None
+) -> NativeModel:
+    """Return a model's program and weights, ready for any number of runners; see `runner`."""
     if isinstance(model, Path | str):
-        return NativeRunner(NativeState(_of_file(Path(model), weights, machine), machine))
+        return _of_file(Path(model), weights, machine, blocks)
     from polyformer.native.given import from_tensors
     from polyformer.native.lowering import lower
 
     program, tensors = lower(model.spec), dict(model.named_parameters()) | dict(model.named_buffers())
     given = from_tensors(program, tensors, machine.room)
-    made = NativeModel(program, given, kinds_for(program, weights), machine.room)
-    return NativeRunner(NativeState(made, machine))
+    return NativeModel(program, given, kinds_for(program, weights), machine.room)
 
 
-def _of_file(path: Path, weights: Precision, machine: Machine) -> NativeModel:
+def _of_file(path: Path, weights: Precision, machine: Machine, blocks: int | None) -> NativeModel:
     if path.is_dir():
         raise RunError(f"{path} is a folder; load it first, and give its model")
     from polyformer.families import read_family
     from polyformer.families.gguf import gguf_config
     from polyformer.native.given import from_gguf
     from polyformer.native.lowering import lower
+    from polyformer.parts import Stack, Transformer
     from polyformer.weights.gguf import read_gguf
 
     file = read_gguf(path)
     config = gguf_config(file)
     family = read_family(config, str(path))
-    program = lower(family.spec())
+    spec = family.spec()
+    if blocks is not None and isinstance(spec, Transformer) and isinstance(spec.decoder, Stack):
+        spec = spec.replace(decoder=spec.decoder.replace(blocks=spec.decoder.blocks[:blocks]))
+    program = lower(spec)
     given = from_gguf(program, file, family, config, machine.room)
     return NativeModel(program, given, kinds_for(program, weights), machine.room)
 

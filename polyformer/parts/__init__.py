@@ -1,6 +1,6 @@
 """What models are made of. Importing this room makes every part known to `spec`."""
 
-from polyformer.parts.adapters import IA3, Adapted, Adapter, DoRA, LoRA, Whole
+from polyformer.parts.adapters import IA3, Adapted, Adapter, AfterPrefix, DoRA, LoRA, Whole
 from polyformer.parts.attention import Attention, CrossAttention, Heads, PerHead
 from polyformer.parts.audio import Frames, MaskedSpans
 from polyformer.parts.blocks import Beyond, BlockWindow, Edges, InTraining, Marked, RandomBlocks
@@ -51,6 +51,7 @@ from polyformer.parts.pooling import (
     Squeeze,
 )
 from polyformer.parts.positions import Axial, Learned, Position, Sinusoidal, Table
+from polyformer.parts.prefix import MadePrefix, Prefix, Prompt
 from polyformer.parts.relative import Alibi, Buckets, RelativePosition, Shaw, TransformerXL, Turned
 from polyformer.parts.repeats import Repeats
 from polyformer.parts.residual import Branches, Chain, Identity, Residual
@@ -70,6 +71,7 @@ __all__ = [
     "Adapter",
     "Add",
     "Affine",
+    "AfterPrefix",
     "Alibi",
     "Attention",
     "AttentionFree",
@@ -141,6 +143,7 @@ __all__ = [
     "LoRA",
     "Local",
     "Lookup",
+    "MadePrefix",
     "Marked",
     "MaskedSpans",
     "Max",
@@ -162,6 +165,8 @@ __all__ = [
     "Pool",
     "Position",
     "PowerNorm",
+    "Prefix",
+    "Prompt",
     "Pyramid",
     "RMSNorm",
     "RandomBlocks",

@@ -5,8 +5,9 @@ Shape letters: N rows, I inputs, O outputs, R rank.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -19,6 +20,7 @@ from polyformer.parts.dropout import Dropout
 from polyformer.parts.flow import Mix
 from polyformer.parts.linear import Affine, AffinePart
 from polyformer.parts.part import Part
+from polyformer.parts.positions import Position
 from polyformer.spec import Spec
 
 if TYPE_CHECKING:
@@ -160,7 +162,21 @@ Merged = tuple[Tensor, Tensor | None]
 
 
 class AdapterPart(Part):
-    """What stands beside a base; it is asked before and after it, for all rows that it acts on at once."""
+    """What stands beside a base; it is asked before and after it, for all rows that it acts on at once.
+
+    Attributes:
+        changes_flow: it acts by the flow that the base is given, and by nothing else.
+    """
+
+    changes_flow = False
+
+    def around(self, flow: Flow, acting: Callable[[Flow], Acting]) -> Flow:
+        """Return the flow that the base is given, for one or several sequences.
+
+        Args:
+            acting: the adapters that act on a sequence.
+        """
+        return flow
 
     def enter(self, x: Tensor, share: float) -> Tensor:
         """Return the rows that the base is given."""
@@ -177,6 +193,23 @@ class AdapterPart(Part):
 
 Acting = list[tuple[AdapterPart, float]]
 """Adapters with their shares, in order."""
+
+
+class Mixing(Part):
+    """A part that does one thing or another by which adapters act.
+
+    Attributes:
+        mix: the shares of adapters where the flow says nothing of them; None for those in the specs.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__(spec)
+        self.mix: Mix | None = None
+
+    def share_of(self, one: Adapter | AfterPrefix, mix: Mix | None) -> float:
+        """Return the share that an adapter, or what belongs to it, has in a mix; None is this part's own."""
+        mix = self.mix if mix is None else mix
+        return one.share if mix is None else mix.get(one.name, 0.0)
 
 
 class LoRAPart(AdapterPart):
@@ -303,27 +336,18 @@ class WholePart(AdapterPart):
         return torch.lerp(weight, own, share), None if bias is None or other is None else torch.lerp(bias, other, share)
 
 
-class AdaptedPart(Part):
-    """x [..., I] -> [..., O].
-
-    Attributes:
-        mix: the shares of adapters where the flow says nothing of them; None for those in the specs.
-    """
+class AdaptedPart(Mixing):
+    """x [..., I] -> [..., O], or whatever the base makes of what."""
 
     base: Part
     adapters: nn.ModuleList
     spec: Adapted
 
-    def __init__(self, spec: Adapted) -> None:
-        super().__init__(spec)
-        self.mix: Mix | None = None
-
     def acting(self, mix: Mix | None) -> Acting:
         """Return the adapters that act, each with its share."""
-        mix = self.mix if mix is None else mix
         found = []
         for part, spec in zip(self.adapters, self.spec.adapters, strict=True):
-            share = spec.share if mix is None else mix.get(spec.name, 0.0)
+            share = self.share_of(spec, mix)
             if share:
                 assert isinstance(part, AdapterPart)
                 found.append((part, share))
@@ -331,28 +355,34 @@ class AdaptedPart(Part):
 
     def forward(self, x: Tensor, flow: Flow | None = None) -> Tensor:
         mixes = () if flow is None else flow.mixes()
+        acting = [self.acting(mix) for _, mix in mixes or ((0, None),)]
+        around = next((part for parts in acting for part, _ in parts if part.changes_flow), None)
+        if around is not None:
+            if flow is None:
+                raise SpecError(f"{type(around.spec).__name__} needs to know which rows there are")
+            return self.base(x, around.around(flow, lambda own: self.acting(own.mix)))
         if len(mixes) > 1:
-            return self._apart(x, flow, [rows for rows, _ in mixes], [self.acting(mix) for _, mix in mixes])
-        acting = self.acting(mixes[0][1] if mixes else None)
-        if not acting:
+            return self._apart(x, flow, [rows for rows, _ in mixes], acting)
+        if not acting[0]:
             return self.base(x, flow)
         entering = x
-        for part, share in acting:
+        for part, share in acting[0]:
             entering = part.enter(entering, share)
-        return _left(acting, Before(self.base, x, self.base(entering, flow)))
+        return _left(acting[0], Before(self.base, x, self.base(entering, flow)))
 
     def _apart(self, x: Tensor, flow: Flow | None, rows: Sequence[int], acting: Sequence[Acting]) -> Tensor:
         """Ask the base once for all rows, and for each run of them the adapters that act on it."""
-        if sum(rows) != x.shape[-2]:
+        if sum(rows) != x.shape[-2 if x.is_floating_point() else -1]:
             raise SpecError("rows of several adapters can't be told apart here")
-        pieces = torch.split(x, list(rows), -2)
+        dim = -2 if x.is_floating_point() else -1
+        pieces = torch.split(x, list(rows), dim)
         entering = []
         for piece, parts in zip(pieces, acting, strict=True):
             for part, share in parts:
                 piece = part.enter(piece, share)
             entering.append(piece)
         together = any(a is not b for a, b in zip(entering, pieces, strict=True))
-        y = self.base(torch.cat(entering, -2) if together else x, flow)
+        y = self.base(torch.cat(entering, dim) if together else x, flow)
         answers = zip(acting, pieces, torch.split(y, list(rows), -2), strict=True)
         return torch.cat([_left(parts, Before(self.base, piece, own)) for parts, piece, own in answers], -2)
 
@@ -376,10 +406,60 @@ class AdaptedPart(Part):
         return weight.detach().to(own.dtype), None if bias is None else bias.detach()
 
 
+class AfterPrefix(Spec):
+    """The positions of a text behind a prefix: places are counted from the prefix's end, where it acts.
+
+    `name` and `share` are those of the adapter whose prefix it is, and `tokens` is how long that is.
+    """
+
+    base: Spec
+    name: str
+    share: float
+    tokens: int
+
+    def check(self) -> None:
+        known = isinstance(self.base, Position | AfterPrefix)
+        self.require(known, f"{type(self.base).__name__} is no scheme of positions")
+        self.require(self.length is None or self.length > 0, f"a prefix of {self.tokens} leaves no places for a text")
+
+    @property
+    def width(self) -> int:
+        """That of the vectors."""
+        assert isinstance(self.base, Position | AfterPrefix)
+        return self.base.width
+
+    @property
+    def length(self) -> int | None:
+        """How many places are left; None for any number."""
+        assert isinstance(self.base, Position | AfterPrefix)
+        return None if self.base.length is None else self.base.length - self.tokens
+
+    def module(self) -> Part:
+        return AfterPrefixPart(self)
+
+
+class AfterPrefixPart(Mixing):
+    """Vectors for `flow.positions`: [1 or B, S] -> [1 or B, S, width]."""
+
+    base: Part
+    spec: AfterPrefix
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        mixes = flow.mixes()
+        shifts = [self.spec.tokens if self.share_of(self.spec, mix) else 0 for _, mix in mixes]
+        if not any(shifts):
+            return self.base(x, flow)
+        shift: Tensor | int = shifts[0]
+        if len(mixes) > 1:
+            counts = torch.tensor([rows for rows, _ in mixes], device=flow.positions.device)
+            shift = torch.tensor(shifts, device=flow.positions.device).repeat_interleave(counts)[None]
+        return self.base(x, dataclasses.replace(flow, positions=flow.positions + shift))
+
+
 @contextmanager
 def mixed(model: nn.Module, mix: Mix | None) -> Iterator[None]:
     """Within this, let these adapters act in all passes whose flow doesn't say which; None changes nothing."""
-    parts = [part for part in model.modules() if isinstance(part, AdaptedPart)] if mix is not None else []
+    parts = [part for part in model.modules() if isinstance(part, Mixing)] if mix is not None else []
     before = [part.mix for part in parts]
     for part in parts:
         part.mix = mix

@@ -109,7 +109,7 @@ def contract_of(spec: Spec) -> dict[Clause, Clash]:
 
 def asked(flow: Flow) -> Iterator[Clause]:
     """Yield the clauses that a pass relies on and a part may refuse."""
-    if flow.cache is not None:
+    if flow.continues:
         yield "cached"
     if flow.view.key_documents is not None:
         yield "packed"

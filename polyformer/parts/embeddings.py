@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyformer.errors import SpecError
+from polyformer.parts.adapters import AfterPrefix
 from polyformer.parts.inputs import InputPart
 from polyformer.parts.linear import Linear
 from polyformer.parts.part import Part, draw_normal
@@ -104,7 +105,7 @@ class Embed(Spec):
     """
 
     tokens: Spec
-    positions: Position | None = None
+    positions: Position | AfterPrefix | None = None
     combine: Combine = Add()
     scale: float = 1.0
     rounding: Literal["none", "model"] = "none"

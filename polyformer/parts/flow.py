@@ -198,6 +198,50 @@ class Separate(GrowingCache):
 
 
 @dataclass
+class Ahead:
+    """A cache, or none, before whose keys a prefix stands: rows [P, G · E] of keys and of values, for every sequence.
+
+    Places count the prefix. `length` and all else that lasts is the inner cache's; the prefix itself is not held.
+    """
+
+    inner: Cache | None
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def length(self) -> int:
+        """How many tokens the inner cache holds."""
+        return 0 if self.inner is None else self.inner.length
+
+    @property
+    def states(self) -> dict[str, State]:
+        """The inner cache's."""
+        return {} if self.inner is None else self.inner.states
+
+    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor, since: int | None = None) -> Pair:
+        """Hold the new keys and values; return them behind the prefix, or without it where no row looks so far back."""
+        pair = key_BGSE, value_BGSE
+        if self.inner is not None:
+            pair = self.inner.extend(slot, *pair, None if since is None else max(since - len(self.keys), 0))
+            if self.inner.forgotten(slot):
+                return pair
+        batch, groups, _, width = key_BGSE.shape
+        shape = (len(self.keys), groups, width)
+        ahead = (one.to(key_BGSE.dtype).view(shape).transpose(0, 1) for one in (self.keys, self.values))
+        key, value = (torch.cat((one.expand(batch, *one.shape), own), 2) for one, own in zip(ahead, pair, strict=True))
+        return key, value
+
+    def forgotten(self, slot: str) -> int:
+        """Return how many places lack, the prefix's among them."""
+        lost = 0 if self.inner is None else self.inner.forgotten(slot)
+        return lost + len(self.keys) if lost else 0
+
+    def memory(self, slot: str, make: Callable[[], Pair]) -> Pair:
+        """Return the keys and values of the encoder's output."""
+        return make() if self.inner is None else self.inner.memory(slot, make)
+
+
+@dataclass
 class Trace:
     """What an explanation asks a forward pass to write down. Kernels fill it only when a flow carries one.
 
@@ -247,7 +291,7 @@ class Flow:
     positions: Tensor
     memory: Tensor | None = None
     memory_view: View | None = None
-    cache: Cache | None = None
+    cache: Cache | Ahead | None = None
     trace: Trace | None = None
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     grid: tuple[int, int] | None = None
@@ -293,6 +337,11 @@ class Flow:
             piece.flow.path = self.path
             found.append(work(*(one[..., piece.rows, :] for one in rows), piece.flow))
         return torch.cat(found, -2)
+
+    @property
+    def continues(self) -> bool:
+        """Whether a cache holds keys for other passes than this one."""
+        return self.cache is not None and not (isinstance(self.cache, Ahead) and self.cache.inner is None)
 
     def mixes(self) -> tuple[tuple[int, Mix | None], ...]:
         """Return which adapters act on how many of the rows, in their order; one pair where it is the same for all."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Affine(Spec, abstract=True):
-    """y = x Wᵀ + b, with W [outputs, inputs] held in some form: what can stand where a `Linear` does.
+    """y = x Wᵀ + b, with W [outputs, inputs] held in some form: adapters stand beside any of these.
 
     A form says which tensors it holds a matrix in, and what matrix some tensors are: by that a model's weights are
     carried from one form into another.

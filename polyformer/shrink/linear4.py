@@ -131,9 +131,7 @@ class Linear4Part(AffinePart):
         """Return what the matrix is held in."""
         return {name: self.get_buffer(name) for name in self.spec.shapes()}
 
-    @property
-    def weight(self) -> Tensor:
-        """The whole matrix [O, I] in float32, made for whoever asks."""
+    def matrix(self) -> Tensor:
         return self.spec.matrix(self.tensors())
 
     def forward(self, x: Tensor, flow: Flow | None = None) -> Tensor:

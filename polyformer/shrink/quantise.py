@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import Literal
 
 from polyformer.errors import SpecError
-from polyformer.parts import Linear, Transformer
+from polyformer.parts import Adapted, Linear, Transformer
 from polyformer.shrink.codes import Form
 from polyformer.shrink.linear4 import Compute, Linear4
 from polyformer.spec import Record, rewrite, walk
 from polyformer.swap.swap import Swap
-
-STACKS = ("encoder.*", "decoder.*", "bridge.*")
-"""Where matrices are quantised unless it is said otherwise: not in embeddings, heads and poolers."""
+from polyformer.tune.targets import ALL_LINEAR, targets
 
 
 class Quantise(Swap):
@@ -21,8 +18,8 @@ class Quantise(Swap):
 
     Args:
         form, block, scales, compute: see `Linear4`.
-        targets: which, by patterns of their paths (`*` and `?` as in a shell): those in the stacks if none is given. A
-            pattern without a dot is a last name, so that "q" is every part `q`.
+        targets: which, by what `tune.targets` understands: paths, their ends, patterns, or all in the stacks. A matrix
+            that has adapters is meant by the path of both.
         spared: which of them stay as they are.
     """
 
@@ -30,22 +27,19 @@ class Quantise(Swap):
     block: int = 64
     scales: Literal["nested", "float32"] = "nested"
     compute: Compute | None = None
-    targets: tuple[str, ...] = ()
+    targets: tuple[str, ...] = (ALL_LINEAR,)
     spared: tuple[str, ...] = ()
 
     def check(self) -> None:
         Linear4(1, 1, form=self.form, block=self.block, scales=self.scales, compute=self.compute)
 
     def rewritten(self, spec: Transformer) -> Transformer:
-        linears = [path for path, record in walk(spec) if type(record) is Linear]
-        for pattern in (*self.targets, *self.spared):
-            if not any(_fits(pattern, path) for path in linears):
-                known = ", ".join(sorted({path.rpartition(".")[2] for path in linears}))
-                raise SpecError(f"'{pattern}' fits no matrix of this model; the last names of its matrices are {known}")
-        wanted = {path for path in linears if any(_fits(one, path) for one in self.targets or STACKS)}
-        wanted -= {path for path in wanted if any(_fits(one, path) for one in self.spared)}
+        meant = set(targets(spec, self.targets)) - set(targets(spec, self.spared) if self.spared else ())
+        records = dict(walk(spec))
+        places = {f"{path}.base" if isinstance(records[path], Adapted) else path for path in meant}
+        wanted = {path for path in places if type(records[path]) is Linear}
         if not wanted:
-            raise SpecError("this model has no matrix that could be quantised")
+            raise SpecError("none of these matrices could be quantised: all are spared, or in four bits already")
 
         def change(path: str, record: Record) -> Record:
             if path not in wanted or not isinstance(record, Linear):
@@ -64,7 +58,3 @@ class Dequantise(Swap):
             return Linear(record.inputs, record.outputs, record.bias) if isinstance(record, Linear4) else record
 
         return rewrite(spec, change)
-
-
-def _fits(pattern: str, path: str) -> bool:
-    return fnmatchcase(path if "." in pattern else path.rpartition(".")[2], pattern)

@@ -24,6 +24,7 @@ from polyformer.tune.changes import (
     adapters_of,
 )
 from polyformer.tune.merge import MergeChange, Merged, merge, unmerge
+from polyformer.tune.prompts import PrefixChange, PromptChange, prompt_ids
 from polyformer.tune.reading import read_adapter
 from polyformer.tune.targets import ALL_LINEAR, targets
 from polyformer.tune.writing import write_adapter
@@ -38,6 +39,8 @@ __all__ = [
     "MergeChange",
     "Merged",
     "Placed",
+    "PrefixChange",
+    "PromptChange",
     "RankFor",
     "RemoveAdapters",
     "SetShares",
@@ -49,6 +52,7 @@ __all__ = [
     "detach",
     "freeze",
     "merge",
+    "prompt_ids",
     "read_adapter",
     "rebuilt",
     "targets",

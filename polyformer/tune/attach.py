@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from polyformer.spec import Record, Spec, walk
 from polyformer.swap.origins import origins, owner, tied_groups
 from polyformer.swap.swap import Swap
 from polyformer.tune.changes import AddAdapters, Placed, RemoveAdapters, Shared, place_of, refuse_unknown
-from polyformer.tune.targets import nearest
+from polyformer.tune.targets import matching, nearest, standing
 from polyformer.weights.assemble import assemble
 
 
@@ -59,20 +58,22 @@ def adapter_of(model: TransformerPart, name: str = "default") -> AdapterSet:
     spec, placed, tensors = _spec(model), list[Placed](), dict[str, Tensor]()
     refuse_unknown([name], spec)
     places: dict[str, str] = {}
-    for path, record in walk(spec):
+    records = dict(walk(spec))
+    for plain, path in standing(spec).items():
+        record = records[path]
         if not isinstance(record, Adapted):
             continue
         for i, one in enumerate(record.adapters):
             if one.name == name:
-                placed.append(Placed(path, one))
-                places[f"{path}.adapters.{i}"] = path
+                placed.append(Placed(plain, one))
+                places[f"{path}.adapters.{i}"] = plain
                 own = model.get_submodule(f"{path}.adapters.{i}").state_dict()
-                tensors |= {f"{path}.{key}": tensor for key, tensor in own.items()}
+                tensors |= {f"{plain}.{key}": tensor for key, tensor in own.items()}
     shared = []
     for group in tied_groups(spec.ties):
-        owners = [one.rpartition(".")[0] for one in group]
-        if all(one in places for one in owners):
-            shared.append(Shared(tuple(places[one] for one in owners), group[0].rpartition(".")[2]))
+        owners = [next((place for place in places if one.startswith(f"{place}.")), "") for one in group]
+        if all(owners):
+            shared.append(Shared(tuple(places[one] for one in owners), group[0][len(owners[0]) + 1 :]))
     return AdapterSet(AddAdapters(tuple(placed), tuple(shared)), tensors)
 
 
@@ -117,8 +118,7 @@ def freeze(model: TransformerPart, *patterns: str) -> TransformerPart:
     """
     known = dict(model.named_parameters(remove_duplicate=False))
     for pattern in patterns:
-        wanted = [one + end for one in (pattern, f"*.{pattern}") for end in ("", ".*")]
-        found = [name for name in known if any(fnmatchcase(name, one) for one in wanted)]
+        found = matching(pattern, known)
         if not found:
             parts = {name.rsplit(".", i)[0] for name in known for i in range(name.count(".") + 1)}
             raise SpecError(f"'{pattern}' matches no parameter of this model{nearest(pattern, parts)}")

@@ -6,11 +6,24 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from polyformer.errors import SpecError, suggest
-from polyformer.parts import IA3, Adapted, Adapter, DoRA, Dropout, LoRA, Tie, Transformer, Whole
+from polyformer.parts import (
+    IA3,
+    Adapted,
+    Adapter,
+    AfterPrefix,
+    DoRA,
+    Dropout,
+    Embed,
+    LoRA,
+    Prefix,
+    Tie,
+    Transformer,
+    Whole,
+)
 from polyformer.spec import Record, Spec, rewrite, walk
 from polyformer.swap.origins import Moves, tied_groups, ties_of
 from polyformer.swap.swap import Swap
-from polyformer.tune.targets import ALL_LINEAR, bases, matching, nearest, targets
+from polyformer.tune.targets import ALL_LINEAR, bases, matching, nearest, standing, targets
 
 
 class Placed(Record):
@@ -44,13 +57,15 @@ class AddAdapters(Swap):
         return new.replace(ties=(*ties, *(tie for one in self.shared for tie in self._ties(new, one))))
 
     def rewritten(self, spec: Transformer) -> Transformer:
-        known = dict(walk(spec))
-        wanted = {one.path: one.adapter for one in self.placed}
-        missing = next((path for path in wanted if path not in known), None)
+        places = standing(spec)
+        missing = next((one.path for one in self.placed if one.path not in places), None)
         if missing is not None:
-            raise SpecError(f"the adapter stands beside '{missing}', which this model lacks{nearest(missing, known)}")
+            raise SpecError(f"the adapter stands beside '{missing}', which this model lacks{nearest(missing, places)}")
+        wanted, shifts = {places[one.path]: one.adapter for one in self.placed}, self._shifts()
 
         def change(path: str, record: Record) -> Record:
+            if isinstance(record, Embed) and path in shifts and record.positions is not None:
+                record = record.replace(positions=AfterPrefix(record.positions, *shifts[path]))
             if path not in wanted:
                 return record
             assert isinstance(record, Spec)
@@ -63,16 +78,27 @@ class AddAdapters(Swap):
 
         return rewrite(spec, change)
 
+    def _shifts(self) -> dict[str, tuple[str, float, int]]:
+        """Return which side's positions stand behind a prefix: by its path, the prefix's name, share and length."""
+        sides = {"encoder": "source", "decoder": "target"}
+        prefixes = [(one.path, one.adapter) for one in self.placed if isinstance(one.adapter, Prefix)]
+        return {sides[path.partition(".")[0]]: (one.name, one.share, one.tokens) for path, one in prefixes}
+
     def moves(self, old: Transformer, new: Transformer) -> Moves:
         were, now = dict(walk(old)), dict(walk(new))
+        before, after = standing(old), standing(new)
         found: dict[str, str | None] = {}
+        for side in self._shifts():
+            if f"{side}.positions" in were:
+                found[f"{side}.positions.base"] = f"{side}.positions"
         for one in self.placed:
-            base = f"{one.path}.base" if isinstance(were[one.path], Adapted) else one.path
-            found |= {f"{one.path}.base": base}
+            place, was = after[one.path], before[one.path]
+            base = f"{was}.base" if isinstance(were[was], Adapted) else was
+            found[f"{place}.base"] = base
             if isinstance(one.adapter, Whole):
-                record = now[one.path]
+                record = now[place]
                 assert isinstance(record, Adapted)
-                found[f"{one.path}.adapters.{record.adapters.index(one.adapter)}.part"] = base
+                found[f"{place}.adapters.{record.adapters.index(one.adapter)}.part"] = base
         return found
 
     def _ties(self, new: Transformer, shared: Shared) -> list[Tie]:
@@ -82,10 +108,11 @@ class AddAdapters(Swap):
 
 
 def place_of(spec: Transformer, path: str, name: str) -> str:
-    """Return the path of the adapter of a name beside a part."""
-    record = next(record for where, record in walk(spec) if where == path)
+    """Return the path of the adapter of a name beside a part, given the part's in the model without adapters."""
+    place = standing(spec)[path]
+    record = next(record for where, record in walk(spec) if where == place)
     assert isinstance(record, Adapted)
-    return f"{path}.adapters.{[one.name for one in record.adapters].index(name)}"
+    return f"{place}.adapters.{[one.name for one in record.adapters].index(name)}"
 
 
 class RemoveAdapters(Swap):
@@ -97,6 +124,8 @@ class RemoveAdapters(Swap):
         refuse_unknown(self.names, spec)
 
         def change(path: str, record: Record) -> Record:
+            if isinstance(record, AfterPrefix) and record.name in self.names:
+                return record.base
             if not isinstance(record, Adapted):
                 return record
             kept = tuple(one for one in record.adapters if one.name not in self.names)
@@ -105,13 +134,19 @@ class RemoveAdapters(Swap):
         return rewrite(spec, change)
 
     def moves(self, old: Transformer, new: Transformer) -> Moves:
-        now, found = dict(walk(new)), dict[str, str | None]()
-        for path, record in walk(old):
-            if isinstance(record, Adapted):
-                left = now[path]
-                found[f"{path}.base" if isinstance(left, Adapted) else path] = f"{path}.base"
-                for i, one in enumerate(left.adapters if isinstance(left, Adapted) else ()):
-                    found[f"{path}.adapters.{i}"] = f"{path}.adapters.{record.adapters.index(one)}"
+        were, now, found = dict(walk(old)), dict(walk(new)), dict[str, str | None]()
+        after = standing(new)
+        for plain, path in standing(old).items():
+            record, place = were[path], after[plain]
+            if isinstance(record, AfterPrefix) and record.name in self.names:
+                found[place] = f"{path}.base"
+            if not isinstance(record, Adapted):
+                continue
+            left = now[place]
+            kept = left.adapters if isinstance(left, Adapted) else ()
+            found[f"{place}.base" if kept else place] = f"{path}.base"
+            for i, one in enumerate(kept):
+                found[f"{place}.adapters.{i}"] = f"{path}.adapters.{record.adapters.index(one)}"
         return found
 
 
@@ -137,7 +172,9 @@ class SetShares(Swap):
         refuse_unknown(list(shares), spec)
 
         def change(path: str, record: Record) -> Record:
-            return record.replace(share=shares.get(record.name, 0.0)) if isinstance(record, Adapter) else record
+            if isinstance(record, Adapter | AfterPrefix):
+                return record.replace(share=shares.get(record.name, 0.0))
+            return record
 
         return rewrite(spec, change)
 
@@ -187,8 +224,7 @@ class LoraChange(Swap):
             alpha = self.alpha if own.alpha is None else own.alpha
             dropout = Dropout(self.dropout) if self.dropout else None
             try:
-                sizes = base.inputs, base.outputs  # type: ignore[attr-defined]
-                adapter = self.kind(self.name, 1.0, *sizes, own.rank, alpha, self.scaling, dropout)
+                adapter = self.kind(self.name, 1.0, base.inputs, base.outputs, own.rank, alpha, self.scaling, dropout)
             except SpecError as error:
                 raise SpecError(f"{path}: {error}") from None
             found.append(Placed(path, adapter))

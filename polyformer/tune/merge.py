@@ -21,6 +21,7 @@ from polyformer.swap.origins import Moves, tied_groups, ties_of
 from polyformer.swap.swap import Swap
 from polyformer.tune.attach import AdapterSet, attach, rebuilt
 from polyformer.tune.changes import Placed, adapters_of, refuse_unknown
+from polyformer.tune.targets import standing
 
 PROBED = 32
 """Tokens of a sequence on which a merged model is compared."""
@@ -105,8 +106,10 @@ def unmerge(model: TransformerPart, adapter: AdapterSet) -> TransformerPart:
     if odd is not None:
         raise SpecError(f"{type(odd).__name__} can't be taken out of a matrix again; load the base, and attach to it")
     made = attach(model, adapter)
+    assert isinstance(made.spec, Transformer)
+    places = standing(made.spec)
     for one in adapter.parts.placed:
-        part = made.get_submodule(one.path)
+        part = made.get_submodule(places[one.path])
         assert isinstance(part, AdaptedPart)
         assert isinstance(part.base, LinearPart)
         with torch.no_grad():

@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyformer.errors import SpecError, WeightsError
 from polyformer.families import Family
-from polyformer.parts import IA3, Adapted, Adapter, DoRA, Dropout, LoRA, Whole
+from polyformer.parts import IA3, Adapter, DoRA, Dropout, LoRA, Transformer, Whole
 from polyformer.parts.adapters import AdaptedPart
 from polyformer.parts.linear import AffinePart
 from polyformer.parts.model import TransformerPart
-from polyformer.spec import Record, walk
 from polyformer.tune.attach import AdapterSet
 from polyformer.tune.changes import AddAdapters, Placed, Shared
 from polyformer.tune.config import CONFIG, TENSORS, PeftConfig, is_among, read_config
 from polyformer.tune.matrices import Matrices, Matrix
 from polyformer.tune.sample import NOTE, refuse_other_base
-from polyformer.tune.targets import nearest
+from polyformer.tune.targets import nearest, standing
+from polyformer.tune.virtual import NAME, noted, read_virtual
 from polyformer.weights.files import read_notes, read_tensors
 from polyformer.weights.folders import member
 
@@ -60,11 +60,18 @@ def read_adapter(
     config, file = read_config(folder / CONFIG), member(folder, TENSORS)
     tensors = {key: tensor for key, tensor in read_tensors(file).items()}
     reader = _Reader(config, name, model, Matrices(family))
+    virtual = read_virtual(config, name, model, tensors.pop(NAME, None))
     for key, tensor in tensors.items():
-        reader.take(key.removeprefix(PREFIX), tensor)
+        reader.take(key.removeprefix("base_model.").removeprefix("" if virtual else "model."), tensor)
     found = reader.found()
+    own = [one.path for one in found.parts.placed if not isinstance(one.adapter, Whole)]
+    if virtual is not None:
+        parts = AddAdapters((*virtual.parts.placed, *found.parts.placed), (*virtual.parts.shared, *found.parts.shared))
+        found, own = AdapterSet(parts, {**virtual.tensors, **found.tensors}), noted(model)
+    if not found.parts.placed:
+        raise WeightsError(f"{file} holds no tensors")
     if base == "same":
-        refuse_other_base(read_notes(file).get(NOTE), model, [one.path for one in found.parts.placed])
+        refuse_other_base(read_notes(file).get(NOTE), model, own)
     return found
 
 
@@ -77,6 +84,11 @@ class _Reader:
     model: TransformerPart
     matrices: Matrices
     modules: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    places: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        assert isinstance(self.model.spec, Transformer)
+        self.places = standing(self.model.spec)
 
     def take(self, key: str, tensor: Tensor) -> None:
         """Note a tensor of the file."""
@@ -103,16 +115,14 @@ class _Reader:
                 tensors |= {f"{path}.{key}": tensor for key, tensor in some.items()}
             if common and len(matrix.paths) > 1:
                 shared.append(Shared(matrix.paths, common))
-        if not placed:
-            raise WeightsError("the adapter's file is empty")
         return AdapterSet(AddAdapters(tuple(placed), tuple(shared)), tensors)
 
     def _parts(self, matrix: Matrix, given: Mapping[str, Tensor]) -> tuple[list[Adapter], list[dict[str, Tensor]], str]:
         """Return the adapters beside each of a matrix's parts, their tensors, and the name of one that all share."""
-        kinds = {"LORA": {"A", "B", "magnitude"}, "IA3": {"factors"}}[self.config.kind]
         if "whole weight" in given and given.keys() <= {"whole weight", "whole bias"}:
             return self._whole(matrix, given)
-        needed = kinds - ({"magnitude"} if not self.config.directed else set())
+        kinds = {"LORA": {"A", "B"} | ({"magnitude"} if self.config.directed else set()), "IA3": {"factors"}}
+        needed = kinds.get(self.config.kind, {"weight"})
         if given.keys() != needed:
             lacks = ", ".join(sorted(needed - given.keys()) or sorted(given.keys() - needed))
             raise WeightsError(f"the adapter's tensors for {matrix.name} are not complete, or too many: {lacks}")
@@ -138,8 +148,15 @@ class _Reader:
         own = [{"a": a, "b": one} for one in rows]
         if self.config.directed:
             for path, some, lengths in zip(matrix.paths, own, matrix.apart(given["magnitude"].flatten()), strict=True):
-                some["longer"] = lengths - _lengths(self.model, path, lengths.dtype)
+                weight = base_of(self._part(path)).matrix().detach()
+                were: Tensor = torch.linalg.vector_norm(weight, dim=1, dtype=lengths.dtype)
+                some["longer"] = lengths - were.cpu()
         return adapters, own, "a"
+
+    def _part(self, path: str) -> nn.Module:
+        if path not in self.places:
+            raise SpecError(f"it would stand beside '{path}', which this model lacks{nearest(path, self.places)}")
+        return self.model.get_submodule(self.places[path])
 
     def _factors(
         self, matrix: Matrix, given: Mapping[str, Tensor]
@@ -152,8 +169,7 @@ class _Reader:
         return [IA3(self.name, 1.0, len(row)) for row in rows], [{"factors": row} for row in rows], ""
 
     def _whole(self, matrix: Matrix, given: Mapping[str, Tensor]) -> tuple[list[Adapter], list[dict[str, Tensor]], str]:
-        records = dict(walk(self.model.spec))
-        bases = [_base(records, path) for path in matrix.paths]
+        bases = [base_of(self._part(path)).spec for path in matrix.paths]
         own = [dict[str, Tensor]() for _ in matrix.paths]
         for what, tensor in given.items():
             word = what.removeprefix("whole ")
@@ -163,22 +179,8 @@ class _Reader:
         return [Whole(self.name, 1.0, one) for one in bases], own, ""
 
 
-def _base(records: Mapping[str, Record], path: str) -> Any:
-    if path not in records:
-        raise SpecError(f"the adapter stands beside '{path}', which this model lacks")
-    record = records[path]
-    return record.base if isinstance(record, Adapted) else record
-
-
-def _lengths(model: TransformerPart, path: str, dtype: torch.dtype) -> Tensor:
-    """Return the lengths of the rows of a base's matrix."""
-    lengths: Tensor = torch.linalg.vector_norm(base_at(model, path).matrix().detach(), dim=1, dtype=dtype)
-    return lengths.cpu()
-
-
-def base_at(model: TransformerPart, path: str) -> AffinePart:
-    """Return the matrix that stands at a path of the model without adapters."""
-    part = model.get_submodule(path)
+def base_of(part: nn.Module) -> AffinePart:
+    """Return the matrix itself of one that may have adapters."""
     base = part.base if isinstance(part, AdaptedPart) else part
     assert isinstance(base, AffinePart)
     return base

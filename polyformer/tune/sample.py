@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from polyformer.errors import SpecError
+from polyformer.parts import Transformer
 from polyformer.parts.adapters import AdaptedPart
 from polyformer.parts.linear import LinearPart
 from polyformer.parts.model import TransformerPart
+from polyformer.tune.targets import standing
 
 NOTE = "polyformer_base"
 """Under what name the sample stands in an adapter's file."""
@@ -23,7 +25,9 @@ COUNT = 256
 
 def sample(model: TransformerPart, paths: Sequence[str]) -> Tensor | None:
     """Return some numbers of the matrices at these paths; None where they aren't held as plain ones."""
-    parts = [model.get_submodule(path) for path in sorted(paths)]
+    assert isinstance(model.spec, Transformer)
+    places = standing(model.spec)
+    parts = [model.get_submodule(places[path]) for path in sorted(paths) if path in places]
     every = [one.base if isinstance(one, AdaptedPart) else one for one in parts]
     bases = [one for one in every if isinstance(one, LinearPart)]
     if not bases or len(bases) < len(every):

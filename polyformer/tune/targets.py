@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from polyformer.errors import SpecError
-from polyformer.parts import Adapted, Affine, Experts, Transformer
-from polyformer.spec import Spec, walk
+from polyformer.parts import Adapted, Affine, AfterPrefix, Experts, Transformer
+from polyformer.spec import Record, children, walk
 
 ALL_LINEAR = "all linear"
 """Every matrix in the encoder, the decoder and between them, but no router, no head and no embedding."""
@@ -16,25 +16,46 @@ ALL_LINEAR = "all linear"
 INNER = ("encoder.", "decoder.", "bridge.")
 
 
-def bases(spec: Transformer) -> dict[str, Spec]:
-    """Return the matrices that adapters can stand beside, by path; one that has some already by the path of both."""
-    found: dict[str, Spec] = {}
-    for path, record in walk(spec):
-        above = path.rpartition(".")[0]
-        if isinstance(record, Adapted):
-            found[path] = record.base
-        elif isinstance(record, Affine) and not any(f"{above}.".startswith(f"{one}.") for one in found):
-            found[path] = record
-    return {path: record for path, record in found.items() if isinstance(record, Affine)}
+def standing(spec: Transformer) -> dict[str, str]:
+    """Return where each part stands, by the path that it would have in the model without adapters.
+
+    A part with adapters stands where they do: at the path of the `Adapted` that holds it.
+    """
+    found: dict[str, str] = {}
+
+    def visit(record: Record, path: str, plain: str) -> None:
+        found.setdefault(plain, path)
+        for name, child in children(record):
+            inner = f"{path}.{name}" if path else name
+            if isinstance(record, Adapted | AfterPrefix):
+                if name == "base":
+                    visit(child, inner, plain)
+            else:
+                visit(child, inner, f"{plain}.{name}" if plain else name)
+
+    visit(spec, "", "")
+    return found
+
+
+def bases(spec: Transformer) -> dict[str, Affine]:
+    """Return the matrices that adapters can stand beside, by path in the model without adapters."""
+    known, found = dict(walk(spec)), dict[str, Affine]()
+    for plain, path in standing(spec).items():
+        record = known[path]
+        base = record.base if isinstance(record, Adapted) else record
+        if isinstance(base, Affine):
+            found[plain] = base
+    return found
 
 
 def matching(pattern: str, paths: Iterable[str]) -> list[str]:
     """Return the paths that a pattern means.
 
-    It is a path, or the end of one from a dot on, such as "q" or "op.q"; `*` stands for anything:
-    "decoder.blocks.3.*".
+    It is a path, or the end of one from a dot on, such as "q" or "op.q", and means what is within, too: "blocks.3".
+    `*` stands for anything.
     """
-    return [path for path in paths if fnmatchcase(path, pattern) or fnmatchcase(path, f"*.{pattern}")]
+    wanted = [one + end for one in (pattern, f"*.{pattern}") for end in ("", ".*")]
+    return [path for path in paths if any(fnmatchcase(path, one) for one in wanted)]
 
 
 def targets(spec: Transformer, patterns: Sequence[str]) -> list[str]:
@@ -44,7 +65,8 @@ def targets(spec: Transformer, patterns: Sequence[str]) -> list[str]:
         SpecError: a pattern that matches none; it names near ones.
     """
     known = bases(spec)
-    routers = {f"{path}.router" for path, record in walk(spec) if isinstance(record, Experts)}
+    records = dict(walk(spec))
+    routers = {f"{plain}.router" for plain, path in standing(spec).items() if isinstance(records[path], Experts)}
     inner = [path for path in known if path.startswith(INNER) and path not in routers]
     found: set[str] = set()
     for pattern in patterns:

@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyformer.errors import SpecError
 from polyformer.families import Family
 from polyformer.families.config import Head
-from polyformer.parts import IA3, Adapter, Affine, DoRA, LoRA, Transformer, Whole
+from polyformer.parts import IA3, Adapter, Affine, DoRA, Embed, LoRA, Prefix, Prompt, Transformer, Whole
+from polyformer.parts.adapters import AdaptedPart
 from polyformer.parts.model import TransformerPart
 from polyformer.tune.attach import AdapterSet, adapter_of
 from polyformer.tune.config import CONFIG, TENSORS, write_config
 from polyformer.tune.matrices import Matrices, Matrix
-from polyformer.tune.reading import PREFIX, base_at
+from polyformer.tune.reading import PREFIX, base_of
 from polyformer.tune.sample import NOTE, sample, written
+from polyformer.tune.targets import standing
+from polyformer.tune.virtual import noted, write_virtual
 from polyformer.weights.files import write_tensors
 from polyformer.weights.folders import staged_folder
 
@@ -33,6 +36,13 @@ TASKS: Mapping[Head, str] = {
     "span": "QUESTION_ANS",
 }
 """What PEFT calls the use of a model with a head; others are language models, or have no name there."""
+
+WHOLE_HEADS: Mapping[Head, tuple[str, ...]] = {
+    "sequence": ("classifier", "score"),
+    "token": ("classifier", "score"),
+    "span": ("qa_outputs",),
+}
+"""Modules that PEFT saves with each adapter of a model with such a head."""
 
 Own = Mapping[str, tuple[Adapter, Mapping[str, Tensor]]]
 """The adapters beside the parts of one matrix, and their tensors, by the parts' paths."""
@@ -58,16 +68,38 @@ def write_adapter(
             several methods or scales at once.
         WeightsError: the folder exists, or can't be written.
     """
-    own, matrices = adapter_of(model, name), Matrices(family)
-    grouped = _by_matrix(own, matrices)
-    writer = _Writer(model, matrices)
-    for matrix, some in grouped.items():
-        writer.put(matrix, some)
-    note = sample(model, [one.path for one in own.parts.placed])
+    own = adapter_of(model, name)
+    if any(isinstance(one.adapter, Prefix | Prompt) for one in own.parts.placed):
+        config, tensors = write_virtual(model, own)
+        matrices, note = Matrices(family), sample(model, noted(model))
+        writer = _Writer(model, matrices)
+        for matrix in _expected(family, matrices):
+            writer.put_whole(matrix, name)
+        config = {**_common(model, family, base), **config}
+        tensors |= {f"base_model.{key}": tensor for key, tensor in writer.tensors.items()}
+    else:
+        config, tensors, note = _of_matrices(model, family, own, base)
     with staged_folder(Path(folder), replace) as stage:
-        write_config(stage / CONFIG, {**_common(model, family, base), **writer.config()})
-        tensors = {f"{PREFIX}{key}": tensor for key, tensor in writer.tensors.items()}
+        write_config(stage / CONFIG, config)
         write_tensors(stage / TENSORS, tensors, {} if note is None else {NOTE: written(note)})
+
+
+def _of_matrices(
+    model: TransformerPart, family: Family, own: AdapterSet, base: str
+) -> tuple[dict[str, Any], dict[str, Tensor], Tensor | None]:
+    """Return the configuration and tensors of adapters beside matrices, and a sample of these."""
+    matrices = Matrices(family)
+    grouped, heads = _by_matrix(own, matrices), _expected(family, matrices)
+    writer, name = _Writer(model, matrices), own.parts.placed[0].adapter.name
+    for matrix, some in grouped.items():
+        if matrix not in heads:
+            writer.put(matrix, some)
+    for matrix in heads:
+        writer.put_whole(matrix, name)
+    kept = {matrix for matrix in grouped if matrix not in heads and matrix not in writer.whole}
+    note = sample(model, [path for matrix in kept for path in matrix.paths])
+    tensors = {f"{PREFIX}{key}": tensor for key, tensor in writer.tensors.items()}
+    return {**_common(model, family, base), **writer.config()}, tensors, note
 
 
 def _by_matrix(own: AdapterSet, matrices: Matrices) -> dict[Matrix, dict[str, tuple[Adapter, dict[str, Tensor]]]]:
@@ -109,7 +141,8 @@ class _Writer:
     """Makes PEFT's tensors and configuration of ours, matrix by matrix."""
 
     def __init__(self, model: TransformerPart, matrices: Matrices) -> None:
-        self.model, self.matrices = model, matrices
+        assert isinstance(model.spec, Transformer)
+        self.model, self.matrices, self.places = model, matrices, standing(model.spec)
         self.tensors: dict[str, Tensor] = {}
         self.loras: dict[Matrix, _LowRank] = {}
         self.factors: dict[Matrix, IA3] = {}
@@ -131,7 +164,8 @@ class _Writer:
 
     def config(self) -> dict[str, Any]:
         """Return what `adapter_config.json` says of all that was taken."""
-        told: dict[str, Any] = {"modules_to_save": [one.name for one in self.whole] or None}
+        whole = dict.fromkeys(_module_of(one.name) for one in self.whole)
+        told: dict[str, Any] = {"modules_to_save": list(whole) or None}
         told["fan_in_fan_out"] = all(one.turned for one in (*self.loras, *self.factors)) and bool(self.tensors)
         if self.loras and self.factors:
             raise SpecError("one folder of PEFT's holds one method: LoRA or IA³, not both")
@@ -189,14 +223,17 @@ class _Writer:
             lengths = [self._lengths(path, own[path][1]["longer"] if path in own else None) for path in matrix.paths]
             self.tensors[f"{matrix.name}.lora_magnitude_vector"] = matrix.together(lengths)
 
+    def _part(self, path: str) -> nn.Module:
+        return self.model.get_submodule(self.places[path])
+
     def _outputs(self, path: str) -> int:
-        spec = base_at(self.model, path).spec
+        spec = base_of(self._part(path)).spec
         assert isinstance(spec, Affine)
         return spec.outputs
 
     def _lengths(self, path: str, longer: Tensor | None) -> Tensor:
         dtype = torch.float32 if longer is None else longer.dtype
-        lengths: Tensor = torch.linalg.vector_norm(base_at(self.model, path).matrix().detach(), dim=1, dtype=dtype)
+        lengths: Tensor = torch.linalg.vector_norm(base_of(self._part(path)).matrix().detach(), dim=1, dtype=dtype)
         return lengths if longer is None else lengths + longer
 
     def _factors(self, matrix: Matrix, own: Own) -> None:
@@ -217,14 +254,36 @@ class _Writer:
             rows.append(own[path][1]["factors"] if path in own else torch.ones(self._outputs(path)))
         self.tensors[key] = matrix.together(rows)[:, None]
 
+    def put_whole(self, matrix: Matrix, name: str) -> None:
+        """Take a matrix as it is with the adapter of a name, changed or not."""
+        merged: dict[str, dict[str, Tensor]] = {}
+        for path in matrix.paths:
+            part = self._part(path)
+            weight, bias = base_of(part).matrix().detach(), base_of(part).bias
+            if isinstance(part, AdaptedPart):
+                weight, bias = part.merged({name: 1.0})
+            merged[path] = {"part.weight": weight} | ({} if bias is None else {"part.bias": bias.detach()})
+        self._take_whole(matrix, merged)
+
     def _whole(self, matrix: Matrix, own: Own) -> None:
         if set(own) != set(matrix.paths):
             raise SpecError(f"{matrix.name} is one matrix for PEFT, but only a part of it is trained whole")
+        self._take_whole(matrix, {path: tensors for path, (_, tensors) in own.items()})
+
+    def _take_whole(self, matrix: Matrix, own: Mapping[str, Mapping[str, Tensor]]) -> None:
         self.whole.append(matrix)
-        for word in next(iter(own.values()))[1]:
-            rows = matrix.together([own[path][1][word] for path in matrix.paths])
+        for word in own[matrix.paths[0]]:
+            rows = matrix.together([own[path][word] for path in matrix.paths])
             key = f"{matrix.name}.{word.removeprefix('part.')}"
             self.tensors[key] = rows.mT if matrix.turned and rows.ndim > 1 else rows
+
+
+def _expected(family: Family, matrices: Matrices) -> list[Matrix]:
+    """Return the matrices that PEFT finds in the file of every adapter for such a model, trained or not."""
+    if family.head not in WHOLE_HEADS:
+        return []
+    named = {one.name: one for one in matrices.by_path.values()}
+    return [one for name, one in named.items() if name.partition(".")[0] in WHOLE_HEADS[family.head]]
 
 
 def _joined(own: Own, shared: bool) -> tuple[Tensor, dict[str, slice]]:
@@ -242,9 +301,15 @@ def _common(model: TransformerPart, family: Family, base: str) -> dict[str, Any]
     spec = model.spec
     assert isinstance(spec, Transformer)
     task = TASKS.get(family.head)
-    if family.head == "lm":
+    if family.head == "lm" and isinstance(spec.source or spec.target, Embed):  # PEFT's class passes on ids only
         task = "CAUSAL_LM" if spec.encoder is None else "SEQ_2_SEQ_LM"
     return {"base_model_name_or_path": base or None, "task_type": task, "inference_mode": True}
+
+
+def _module_of(name: str) -> str:
+    """Return what PEFT calls a matrix that is saved whole: a head by the name of all of it."""
+    first = name.partition(".")[0]
+    return first if any(first in heads for heads in WHOLE_HEADS.values()) else name
 
 
 def _usual(values: Iterable[T]) -> T:

@@ -158,6 +158,7 @@ def test_prompts_that_can_not_be(prompts: Any, message: str) -> None:
     [
         ({"temperature": -1}, "temperature must be 0 or more"),
         ({"temperature": float("nan")}, "temperature should be a number"),
+        ({"stop": ("a\ud83d",)}, "half of a surrogate pair"),
         ({"top_k": 0}, "top_k must be at least 1"),
         ({"top_p": 0.0}, "top_p must be in"),
         ({"limit": 0}, "limit must be at least 1"),

@@ -109,6 +109,7 @@ def test_off_by_itself_where_it_loses() -> None:
     same(engine.submit(request).result(), alone("dense", [request])[0])
     assert Wrong.asked == 5
     assert engine.guesses.passes == 5
+    assert engine.guesses.stopped == 1
 
 
 def test_guesses_that_cost_more_than_they_save_are_off() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from polyformer.errors import RunError, SpecError
-from polyformer.generate import Capacity, Engine, TorchRunner
+from polyformer.generate import Capacity, Engine, Request, Sampling, TorchRunner
 from polyformer.loaded import load_to_write
 from polyformer.native import library as compiled_side
 from polyformer.native.machine import Machine
@@ -78,3 +78,31 @@ def test_the_same_text_natively_and_in_pytorch(tmp_path: Path) -> None:
 def test_a_model_of_another_kind_says_why(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"there is no lowering|only exact softmax"):
         runner(writer("recurrent"))
+
+
+def test_cancelled_in_mid_stream_a_thousand_times() -> None:
+    """Whoever listens stops listening after some tokens; nothing is held for it, and the engine goes on."""
+    native = runner(writer("windowed").float(), "fp32", Machine(slots=2, room=64))
+    engine = Engine(native, Capacity(memory=native.bytes_for(64)))
+    asked = Request([5, 6, 7], Sampling(limit=20))
+    wanted = engine.submit(asked).result().ids
+    for i in range(1000):
+        handle = engine.submit(Request([5, 6, 7], Sampling(limit=20)))
+        for count, _ in enumerate(handle):
+            if count == i % 4:
+                handle.cancel()
+        answer = handle.result()
+        assert answer.reason == "cancelled"
+        assert answer.ids == wanted[: len(answer.ids)]
+        assert len(answer.ids) == i % 4 + 1
+    assert engine.bytes == 0
+    assert engine.submit(asked).result().ids == wanted
+
+
+def test_too_little_memory_for_one_request() -> None:
+    native = runner(writer("dense").float(), "fp32", Machine(slots=2, room=2048))
+    engine = Engine(native, Capacity(memory=native.bytes_for(64)))
+    with pytest.raises(SpecError, match=r"takes .* bytes of cache, but there are .*; lower the limit"):
+        engine.submit(Request([4, 5, 6], Sampling(limit=10**9)))
+    assert len(engine.submit(Request([4, 5, 6], Sampling(limit=10))).result().ids) == 10
+    assert engine.bytes == 0

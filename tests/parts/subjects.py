@@ -111,6 +111,13 @@ def examples(cls: type[Spec]) -> Iterator[Subject]:
     elif cls in (parts.Embed, parts.Passages, parts.Transformer):
         longer = parts.Learned(WIDTH, 40)
         yield Subject(cls, "", sample.replace(positions=longer) if cls is parts.Embed else sample, "ids")
+    elif isinstance(sample, parts.Prefix):
+        for name in ("causal", "both ways"):
+            yield Subject(cls, name, parts.Adapted(attention(RULES[name], Heads(4, 2, 4)), (sample,)))
+    elif isinstance(sample, parts.AfterPrefix):
+        yield Subject(cls, "", parts.Embed(tokens, sample), "ids")
+    elif isinstance(sample, parts.Prompt):
+        yield Subject(cls, "", parts.Embed(parts.Adapted(parts.TokenEmbedding(11, WIDTH), (sample,))), "ids")
     elif isinstance(sample, parts.Adapter):
         yield Subject(cls, "", parts.Adapted(Linear(WIDTH, 5), (sample,)))
     elif cls is parts.Frames:

@@ -40,7 +40,7 @@ def test_it_is_the_product_with_the_matrix_it_holds(
     monkeypatch.setattr("polyformer.shrink.linear4.PIECE", 600)  # so that some are made in several pieces
     part = made(Linear4(*shape, form=form, scales=scales))
     x = torch.randn(2, 3, shape[0], requires_grad=True)
-    y, wanted = part(x), F.linear(x, part.weight, part.bias)
+    y, wanted = part(x), F.linear(x, part.matrix(), part.bias)
     assert torch.allclose(y, wanted, atol=1e-6)
     assert part.bias is not None
     for found, own in zip(gradients(y, x, part.bias), gradients(wanted, x, part.bias), strict=True):
@@ -102,25 +102,25 @@ def test_nothing_is_kept_for_the_way_back() -> None:
 def test_precisions(compute: Any) -> None:
     part = made(Linear4(64, 32, compute=compute))
     x = torch.randn(3, 64)
-    low = F.linear(x.bfloat16(), part.weight.bfloat16())
+    low = F.linear(x.bfloat16(), part.matrix().bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
         assert part(x).dtype == torch.bfloat16
     found = part(x)
     assert found.dtype == x.dtype
-    wanted = low.float() if compute else F.linear(x, part.weight)
+    wanted = low.float() if compute else F.linear(x, part.matrix())
     assert torch.allclose(found, wanted, atol=1e-6)
     assert part(x.double()).dtype == torch.float64
 
 
 def test_its_magnitudes_keep_their_precision() -> None:
     part = made(Linear4(64, 32))
-    whole = part.weight
+    whole = part.matrix()
     loaded = assemble(part.spec, disassemble(part), dtype=torch.bfloat16)
     assert isinstance(loaded, Linear4Part)
     assert loaded.bias is not None
     assert loaded.bias.dtype == torch.bfloat16
-    assert torch.equal(loaded.weight, whole)
-    assert torch.equal(part.half().weight, whole)
+    assert torch.equal(loaded.matrix(), whole)
+    assert torch.equal(part.half().matrix(), whole)
 
 
 def test_what_can_not_be_held() -> None:

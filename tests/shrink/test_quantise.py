@@ -14,6 +14,7 @@ from polyformer.parts.model import TransformerPart
 from polyformer.shrink import Dequantise, Linear4, Quantise
 from polyformer.spec import walk
 from polyformer.swap import SwapKernel, Swaps, drift, transplant
+from polyformer.tune import LoraChange, attach, train_adapters
 from polyformer.weights.assemble import disassemble
 from tests.parts.models import SHAPES, build, translator
 from tests.swap.models import gpt, ids, moved, t5
@@ -51,7 +52,7 @@ def test_the_matrix_is_what_the_spec_makes_of_the_old_one(model: TransformerPart
     spec = new.spec
     assert isinstance(spec, Linear4)
     assert (spec.form, spec.scales) == ("fp4", "float32")
-    assert torch.equal(new.weight, spec.matrix(spec.held(old.weight)))
+    assert torch.equal(new.matrix(), spec.matrix(spec.held(old.weight)))
 
 
 def test_back_and_forth(model: TransformerPart) -> None:
@@ -100,6 +101,21 @@ def test_together_with_other_changes(model: TransformerPart) -> None:
     both(input_ids=ids())
 
 
+def test_beside_adapters(model: TransformerPart) -> None:
+    """LoRA over matrices in four bits, whichever came first; what is trained is the adapters alone."""
+    adapters = LoraChange(rank=2, targets=("q", "v"))
+    over = attach(transplant(model, Quantise())[0], adapters)
+    under, report = transplant(attach(model, adapters), Quantise())
+    assert over.spec == under.spec
+    assert not report.left_out
+    train_adapters(under)
+    for tuned in (over, under):
+        tuned(input_ids=ids()).logits.square().sum().backward()
+        learnt = {name.rpartition(".")[2] for name, one in tuned.named_parameters() if one.grad is not None}
+        assert learnt == {"a", "b"}
+    assert drift(over, transplant(model, Quantise())[0], [ids()]).largest < 1e-5  # B is 0 at first
+
+
 def test_encoders_and_translators() -> None:
     for spec, start in ((t5(), {}), (translator(SHAPES["2017"]), {"decoder_input_ids": ids() % 7})):
         whole = build(spec)
@@ -111,9 +127,9 @@ def test_encoders_and_translators() -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (Quantise(targets=("qkv",)), "'qkv' fits no matrix of this model; the last names of its matrices are down, k"),
-        (Quantise(spared=("gate",)), "'gate' fits no matrix"),
-        (Quantise(targets=("q",), spared=("q",)), "no matrix that could be quantised"),
+        (Quantise(targets=("qkv",)), "'qkv' matches no matrix of this model"),
+        (Quantise(spared=("gate",)), "'gate' matches no matrix"),
+        (Quantise(targets=("q",), spared=("q",)), "none of these matrices could be quantised"),
     ],
 )
 def test_what_fits_nothing(model: TransformerPart, change: Quantise, told: str) -> None:

@@ -175,6 +175,10 @@ SAMPLES: dict[type[Spec], Spec] = {
         parts.DoRA("one", 0.5, WIDTH, 5, 3, 4.0, "root"),
         parts.IA3("one", 1.0, WIDTH, "inputs"),
         parts.Whole("one", 1.0, Linear(WIDTH, 5)),
+        parts.Prefix("one", 1.0, 3, WIDTH),
+        parts.MadePrefix.of_widths("one", 3, WIDTH, 4, 5),
+        parts.AfterPrefix(Learned(WIDTH, 43), "one", 1.0, 3),
+        parts.Prompt("one", 1.0, 3, WIDTH, 11),
         parts.Adapted(Linear(WIDTH, 5), (parts.LoRA("one", 1.0, WIDTH, 5, 2, 4.0), parts.IA3("two", 0.5, 5))),
     )
 }

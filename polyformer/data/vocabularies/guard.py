@@ -9,14 +9,15 @@ control token is meant, its new name is put in.
 
 from __future__ import annotations
 
+import itertools
 import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, models
 
 from polyformer.data.vocabularies.format import Json
-from polyformer.data.vocabulary import parse_tokenizer
+from polyformer.data.vocabulary import parse_tokenizer, reported
 from polyformer.errors import DataError
 
 
@@ -51,13 +52,43 @@ def _touches(merge: str | Sequence[str], names: Mapping[str, str]) -> bool:
     return left in names or right in names or left + right in names
 
 
+_OPTIONS = (
+    "dropout",
+    "unk_token",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+    "fuse_unk",
+    "byte_fallback",
+    "ignore_merges",
+)
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
+
+
+def _made(description: Json, name: str) -> Tokenizer:
+    """Make what a description says. Merges are handed over as they are: as text they take longer and more memory."""
+    model, tokens = description["model"], description["added_tokens"]
+    odd = model.keys() - {"type", "vocab", "merges", *_OPTIONS}
+    if model.get("type") != "BPE" or odd or any(not one.keys() >= set(_FLAGS) for one in tokens):
+        return parse_tokenizer(json.dumps(description, check_circular=False), name)
+    empty = description | {"model": model | {"vocab": {}, "merges": []}, "added_tokens": []}
+    tokenizer = parse_tokenizer(json.dumps(empty), name)
+    with reported(lambda error: f"{name} is no tokenizer: {error}"):
+        merges = [tuple(one.split(" ") if isinstance(one, str) else one) for one in model["merges"]]
+        options = {key: model[key] for key in _OPTIONS if model.get(key) is not None}
+        tokenizer.model = models.BPE(model["vocab"], merges, **options)
+        for special, some in itertools.groupby(tokens, lambda one: bool(one.get("special"))):
+            add = tokenizer.add_special_tokens if special else tokenizer.add_tokens
+            add([AddedToken(one["content"], **{flag: one[flag] for flag in _FLAGS}) for one in some])
+    return tokenizer
+
+
 def build(description: Json, name: str) -> Tokenizer:
     """Make the library's tokenizer.
 
     Raises:
         DataError: the description is none that the library takes, or gives a token an id that it can't have.
     """
-    tokenizer = parse_tokenizer(json.dumps(description, check_circular=False), name)
+    tokenizer = _made(description, name)
     for one in description["added_tokens"]:
         number = tokenizer.token_to_id(one["content"])
         if number != one["id"]:

@@ -5,6 +5,11 @@
 #include <exception>
 #include <new>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #include "refused.h"
 #include "run.h"
 
@@ -14,8 +19,14 @@ namespace polyformer {
 
 const Kernels& kernels_here(bool plain) {
 #if defined(__x86_64__) || defined(__i386__)
+    const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    if (!plain && wide && __builtin_cpu_supports("avx512vnni")) return avx512_kernels;
     if (!plain && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
         return avx2_kernels;
+#elif defined(__APPLE__) && defined(__aarch64__)
+    if (!plain) return neon_dot_kernels;
+#elif defined(__aarch64__) && defined(__linux__)
+    if (!plain) return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? neon_dot_kernels : neon_kernels;
 #endif
     (void)plain;
     return portable_kernels;
@@ -120,15 +131,16 @@ FACE double pf_sum(const float* numbers, int64_t count, int32_t threads) {
     constexpr int64_t SOME = 1 << 18;
     Pool pool(std::max(threads, 1));
     std::vector<double> sums((size_t)pool.threads() * 8);
-    Share share;
-    share.set(count / SOME);
+    Turns turns(pool.threads());
+    const auto nothing = [] {};
     pool.run([&](int thread) {
-        share.work([&](int64_t piece) {
+        const auto add = [&](int64_t piece) {
             float total[64] = {0};
             for (int64_t i = piece * SOME; i < (piece + 1) * SOME; i += 64)
                 for (int k = 0; k < 64; ++k) total[k] += numbers[i + k];
             for (float one : total) sums[(size_t)thread * 8] += one;
-        });
+        };
+        if (count >= SOME) turns.work(1, count / SOME, thread, add, nothing, nothing);
     });
     double total = 0;
     for (double one : sums) total += one;

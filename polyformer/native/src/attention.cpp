@@ -36,7 +36,8 @@ float rounded_to_bfloat16(float x) {
 void State::pieces_of(const Instruction& one, std::vector<Piece>& into) const {
     into.clear();
     const int64_t groups = model_.program.caches[(size_t)one.number].groups, sharing = one.heads / groups;
-    const int64_t heads = tokens_.count * groups < 4 * settings_.threads ? 1 : std::min(sharing, PIECE);
+    int64_t heads = std::min(sharing, PIECE);
+    while (heads > 1 && tokens_.count * groups * ((sharing + heads - 1) / heads) < settings_.threads) heads = (heads + 1) / 2;
     const int64_t rows = std::max<int64_t>(1, PIECE / heads);
     const auto together = [&](int64_t row, int64_t other) {
         if (one.choice == 1) return &store_of(one, row) == &store_of(one, other);  // hypotheses of one text, too
@@ -84,19 +85,13 @@ void State::score(const Instruction& one, const Piece& piece, float* scores, int
     const Store& store = store_of(one, piece.row);
     const int64_t rows = piece.rows * piece.heads, room = place.room, gone = store.first[(size_t)one.number];
     float* queries = scratch_[(size_t)thread].get() + PIECE * width;
-    float* widened_keys = queries + PIECE * 2 * scratch_room_;
     for (int64_t i = 0; i < rows; ++i) {
         const float* from = row_of(one.x, piece.row + i / piece.heads) + (piece.head + i % piece.heads) * shape.width;
         for (int64_t k = 0; k < shape.width; ++k) queries[i * shape.width + k] = from[k] * one.scale;
     }
-    for (int64_t key = first; key < end; key += PANEL) {
-        const int64_t at = place.keys + (piece.group * room + key - gone) * shape.width;
-        const float* keys = (const float*)store.cells.get() + at;
-        if (settings_.cell == CELL_F16) kernels_.widen_half((const uint16_t*)store.cells.get() + at, PANEL * shape.width, widened_keys);
-        if (settings_.cell == CELL_I8) kernels_.widen_code((const int8_t*)store.cells.get() + at, PANEL * shape.width, widened_keys);
-        kernels_.panel(queries, shape.width, rows, settings_.cell == CELL_F32 ? keys : widened_keys, PANEL, shape.width,
-                       scores + key - first, width);
-    }
+    const int64_t at = place.keys + (piece.group * room + first - gone) * shape.width;
+    kernels_.panels[settings_.cell](Panels{queries, shape.width, rows, store.cells.get() + at * bytes_of(settings_.cell), PANEL,
+                                           PANEL * shape.width, (end - first + PANEL - 1) / PANEL, shape.width, scores, width});
     if (settings_.cell != CELL_I8) return;
     const float* scales = store.scales.get() + place.key_scales + piece.group * room + first - gone;
     for (int64_t i = 0; i < rows; ++i)
@@ -112,26 +107,14 @@ void State::mix(const Instruction& one, const Piece& piece, float* scores, int64
     const int64_t rows = piece.rows * piece.heads, room = place.room, padded = up_to(shape.width, PANEL);
     const int64_t gone = store.first[(size_t)one.number];
     float* mixed = scratch_[(size_t)thread].get() + PIECE * width;
-    float* widened_values = mixed + PIECE * 2 * scratch_room_;
     if (settings_.cell == CELL_I8) {
         const float* scales = store.scales.get() + place.value_scales + piece.group * room + first - gone;
         for (int64_t i = 0; i < rows; ++i)
             for (int64_t k = 0; k < end - first; ++k) scores[i * width + k] *= scales[k];
     }
-    for (int64_t column = 0; column < padded; column += PANEL) {
-        const int64_t at = place.values + (piece.group * room + first - gone) * padded + column;
-        const float* values = (const float*)store.cells.get() + at;
-        int64_t value_width = padded;
-        if (settings_.cell != CELL_F32) {
-            for (int64_t k = 0; k < end - first; ++k) {
-                const int64_t from = at + k * padded;
-                if (settings_.cell == CELL_F16) kernels_.widen_half((const uint16_t*)store.cells.get() + from, PANEL, widened_values + k * PANEL);
-                if (settings_.cell == CELL_I8) kernels_.widen_code((const int8_t*)store.cells.get() + from, PANEL, widened_values + k * PANEL);
-            }
-            values = widened_values, value_width = PANEL;
-        }
-        kernels_.panel(scores, width, rows, values, value_width, end - first, mixed + column, padded);
-    }
+    const int64_t at = place.values + (piece.group * room + first - gone) * padded;
+    kernels_.panels[settings_.cell](Panels{scores, width, rows, store.cells.get() + at * bytes_of(settings_.cell), padded, PANEL,
+                                           padded / PANEL, end - first, mixed, padded});
     for (int64_t i = 0; i < rows; ++i) {
         float* out = row_of(one.out, piece.row + i / piece.heads) + (piece.head + i % piece.heads) * shape.width;
         std::memcpy(out, mixed + i * padded, (size_t)shape.width * sizeof(float));

@@ -39,18 +39,29 @@ struct Target {
     int64_t live;
 };
 
+// In what precision keys and values are held.
+enum Cell : int32_t { CELL_F32, CELL_F16, CELL_I8, CELLS };
+
+constexpr int64_t bytes_of(Cell cell) { return cell == CELL_F32 ? 4 : cell == CELL_F16 ? 2 : 1; }
+
+// c [rows, panels · 16] = a [rows, depth] · b, whose panels of [depth, 16] stand `apart` numbers from each other.
+struct Panels {
+    const float* a;
+    int64_t a_width, rows;
+    const uint8_t* b;
+    int64_t b_width, apart, count, depth;
+    float* c;
+    int64_t c_width;
+};
+
 struct Kernels {
     const char* name;
     // One row to whole numbers: n numbers, padded with zeros to `groups` groups.
     void (*quantise)(const float* x, int64_t n, int64_t groups, int8_t* codes, float* scales, float* sums);
     // A block of 16 outputs for the rows first … first + count.
     void (*product[KINDS])(const uint8_t* block, const Operand& x, int64_t first, int64_t count, const Target& target);
-    // c [rows, 16] = a [rows, depth] · b [depth, 16]
-    void (*panel)(const float* a, int64_t a_width, int64_t rows, const float* b, int64_t b_width, int64_t depth, float* c,
-                  int64_t c_width);
-    // n numbers of half precision, or of 8 bits, to floats
-    void (*widen_half)(const uint16_t* from, int64_t n, float* to);
-    void (*widen_code)(const int8_t* from, int64_t n, float* to);
+    // Products with numbers as a cache holds them.
+    void (*panels[CELLS])(const Panels& panels);
     // x[0 … n) to its softmax; n numbers may be read and written up to the next multiple of 8.
     void (*softmax)(float* x, int64_t n);
     void (*norm)(const float* x, float* out, int64_t n, const float* gain, const float* bias, float eps, float offset,
@@ -64,7 +75,10 @@ struct Kernels {
 
 extern const Kernels portable_kernels;
 #if defined(__x86_64__) || defined(__i386__)
-extern const Kernels avx2_kernels;
+extern const Kernels avx2_kernels, avx512_kernels;
+#endif
+#if defined(__aarch64__) || defined(EMULATED)
+extern const Kernels neon_kernels, neon_dot_kernels;
 #endif
 
 // The best that this processor can run; with `plain` the portable ones.

@@ -1,5 +1,5 @@
 // The functions of a `Kernels` table, for whatever processor the including file is compiled for. It defines `dots`,
-// `halves8` and `whole_numbers`; all else is the same everywhere. No function here may be shared with other files.
+// `halves8`, `codes8` and `whole_numbers`; all else is the same everywhere. No function here may be shared with other files.
 //
 // Every output is summed up in one order, however many rows go in at once: so an answer does not depend on what else
 // is in the batch.
@@ -31,17 +31,22 @@ INLINE void finish(f8 (&total)[T][2], int64_t first, const polyformer::Target& t
     }
 }
 
-template <int T>
-INLINE void float_tile(const float* a, int64_t a_width, const float* b, int64_t b_width, int64_t depth,
-                       f8 (&total)[T][2]) {
-    for (int t = 0; t < T; ++t) total[t][0] = total[t][1] = all8(0);
-    for (int64_t k = 0; k < depth; ++k) {
-        __builtin_prefetch((const char*)(b + k * b_width) + AHEAD);
-        const f8 left = load8(b + k * b_width), right = load8(b + k * b_width + 8);
-        for (int t = 0; t < T; ++t) {
-            const f8 one = all8(a[t * a_width + k]);
-            total[t][0] += one * left;
-            total[t][1] += one * right;
+INLINE f8 floats8(const float* from) { return load8(from); }
+INLINE f8 floats8(const uint16_t* from) { return halves8((const uint8_t*)from); }
+INLINE f8 floats8(const int8_t* from) { return codes8(from); }
+
+// T rows by P panels of 16 columns. One row alone has too few sums to keep a processor busy, of which each waits for its
+// own last one: so several panels are gone through at once.
+template <int T, int P, bool FETCH, class Number>
+INLINE void float_tile(const float* a, int64_t a_width, const Number* b, int64_t b_width, int64_t apart, int64_t depth,
+                       f8 (&total)[T][2 * P]) {
+    for (int t = 0; t < T; ++t)
+        for (int p = 0; p < 2 * P; ++p) total[t][p] = all8(0);
+    for (int64_t k = 0; k < depth; ++k, b += b_width) {
+        if (FETCH) __builtin_prefetch((const char*)b + AHEAD);
+        for (int p = 0; p < 2 * P; ++p) {
+            const f8 found = floats8(b + p / 2 * apart + p % 2 * 8);
+            for (int t = 0; t < T; ++t) total[t][p] += a[t * a_width + k] * found;
         }
     }
 }
@@ -103,7 +108,7 @@ struct FloatProduct {
     template <int T>
     INLINE_MEMBER void run(int64_t first) {
         f8 total[T][2];
-        float_tile<T>(x.rows + first * x.width, x.width, block, 16, x.width, total);
+        float_tile<T, 1, true>(x.rows + first * x.width, x.width, block, 16, 0, x.width, total);
         finish<T>(total, first, target);
     }
 };
@@ -120,26 +125,31 @@ void float_product(const uint8_t* block, const polyformer::Operand& x, int64_t f
     tiles_of_six(first, count, FloatProduct{(const float*)block, x, target});
 }
 
-void panel(const float* a, int64_t a_width, int64_t rows, const float* b, int64_t b_width, int64_t depth, float* c,
-           int64_t c_width) {
-    for (int64_t row = 0; row < rows;) {
-        if (rows - row >= 6) {
-            f8 total[6][2];
-            float_tile<6>(a + row * a_width, a_width, b, b_width, depth, total);
-            for (int t = 0; t < 6; ++t) store8(c + (row + t) * c_width, total[t][0]), store8(c + (row + t) * c_width + 8, total[t][1]);
-            row += 6;
-        } else if (rows - row >= 3) {
-            f8 total[3][2];
-            float_tile<3>(a + row * a_width, a_width, b, b_width, depth, total);
-            for (int t = 0; t < 3; ++t) store8(c + (row + t) * c_width, total[t][0]), store8(c + (row + t) * c_width + 8, total[t][1]);
-            row += 3;
-        } else {
-            f8 total[1][2];
-            float_tile<1>(a + row * a_width, a_width, b, b_width, depth, total);
-            store8(c + row * c_width, total[0][0]), store8(c + row * c_width + 8, total[0][1]);
-            row += 1;
-        }
+template <int T, int P, class Number>
+INLINE void panels_of_rows(const polyformer::Panels& x, int64_t row) {
+    const Number* b = (const Number*)x.b;
+    float* c = x.c + row * x.c_width;
+    int64_t panel = 0;
+    for (; panel + P <= x.count; panel += P) {
+        f8 total[T][2 * P];
+        float_tile<T, P, false>(x.a + row * x.a_width, x.a_width, b + panel * x.apart, x.b_width, x.apart, x.depth, total);
+        for (int t = 0; t < T; ++t)
+            for (int p = 0; p < 2 * P; ++p) store8(c + t * x.c_width + panel * 16 + p * 8, total[t][p]);
     }
+    for (; panel < x.count; ++panel) {
+        f8 total[T][2];
+        float_tile<T, 1, false>(x.a + row * x.a_width, x.a_width, b + panel * x.apart, x.b_width, x.apart, x.depth, total);
+        for (int t = 0; t < T; ++t)
+            for (int p = 0; p < 2; ++p) store8(c + t * x.c_width + panel * 16 + p * 8, total[t][p]);
+    }
+}
+
+template <class Number>
+void panels(const polyformer::Panels& x) {
+    int64_t row = 0;
+    for (; row + 6 <= x.rows; row += 6) panels_of_rows<6, 1, Number>(x, row);
+    for (; row + 3 <= x.rows; row += 3) panels_of_rows<3, 2, Number>(x, row);
+    for (; row < x.rows; ++row) panels_of_rows<1, 4, Number>(x, row);
 }
 
 void quantise(const float* x, int64_t n, int64_t groups, int8_t* codes, float* scales, float* sums) {
@@ -301,16 +311,6 @@ double exponentials(const float* x, int64_t n, float most) {
     return all;
 }
 
-void widen_half(const uint16_t* from, int64_t n, float* to) {
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) store8(to + i, halves8((const uint8_t*)(from + i)));
-    for (; i < n; ++i) to[i] = widened(from[i]);
-}
-
-void widen_code(const int8_t* from, int64_t n, float* to) {
-    for (int64_t i = 0; i < n; ++i) to[i] = (float)from[i];
-}
-
 }  // namespace
 
 #define KERNELS(NAME)                                                                                             \
@@ -318,5 +318,5 @@ void widen_code(const int8_t* from, int64_t n, float* to) {
         NAME, quantise,                                                                                           \
             {float_product, coded_product<8, false>, coded_product<8, true>, coded_product<4, false>,             \
              coded_product<4, true>},                                                                             \
-            panel, widen_half, widen_code, softmax, norm, apply, largest, exponentials                            \
+            {panels<float>, panels<uint16_t>, panels<int8_t>}, softmax, norm, apply, largest, exponentials     \
     }

@@ -41,6 +41,12 @@ INLINE f8 halves8(const uint8_t* from) {
     return found;
 }
 
+INLINE f8 codes8(const int8_t* from) {
+    f8 found;
+    for (int i = 0; i < 8; ++i) found[i] = from[i];
+    return found;
+}
+
 // 32 numbers, times `by`, to the nearest whole ones; returns their sum.
 INLINE int32_t whole_numbers(const float* x, float by, int8_t* codes) {
     int32_t sum = 0;

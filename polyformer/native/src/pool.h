@@ -103,30 +103,63 @@ class Pool {
     alignas(64) std::atomic<int> inside_{0};
 };
 
-// Pieces of work that threads take, one by one, and that are all done before any goes on.
-class Share {
+// Turns of work, one after the other. A turn's work comes in pieces, of which each thread takes those of its own share
+// first and then what others have left; nobody goes on to the next turn before all of them are done. Whoever ends the
+// last piece does what closes the turn, alone.
+class Turns {
   public:
-    void set(int64_t pieces) {
-        pieces_ = pieces;
-        taken_.store(0, std::memory_order_relaxed);
-        done_.store(0, std::memory_order_relaxed);
+    explicit Turns(int threads) : shares_((size_t)threads) {}
+
+    // Forget all turns, while nobody works.
+    void begin() {
+        for (Counter& one : shares_) one.word.store(0, std::memory_order_relaxed);
+        done_.word.store(0, std::memory_order_relaxed);
+        closed_.word.store(0, std::memory_order_relaxed);
     }
 
-    template <class Work>
-    void work(Work work) {
-        for (;;) {
-            const int64_t piece = taken_.fetch_add(1, std::memory_order_relaxed);
-            if (piece >= pieces_) break;
-            work(piece);
-            done_.fetch_add(1, std::memory_order_release);
+    // Do a thread's part of a turn. Turns are numbered from 1; `pieces` is the same for all who take part in one.
+    template <class Work, class Close, class Meanwhile>
+    void work(uint32_t turn, int64_t pieces, int thread, Work work, Close close, Meanwhile meanwhile) {
+        if (closed_.word.load(std::memory_order_acquire) >= turn) return;
+        const int64_t threads = (int64_t)shares_.size();
+        int64_t mine = 0;
+        for (int64_t i = 0; i < threads; ++i) {
+            const int64_t share = (thread + i) % threads, first = pieces * share / threads, end = pieces * (share + 1) / threads;
+            for (int64_t piece; (piece = take(shares_[(size_t)share], turn, first, end)) >= 0; ++mine) work(piece);
         }
-        for (Patience patience; done_.load(std::memory_order_acquire) < pieces_;) patience.wait();
+        if (mine && add(turn, mine) == pieces) {
+            close();
+            closed_.word.store(turn, std::memory_order_release);
+            return;
+        }
+        for (Patience patience; closed_.word.load(std::memory_order_acquire) < turn; patience.wait()) meanwhile();
     }
 
   private:
-    int64_t pieces_ = 0;
-    alignas(64) std::atomic<int64_t> taken_{0};
-    alignas(64) std::atomic<int64_t> done_{0};
+    // A turn's number and how many of its pieces are taken or done; what an earlier turn left counts as none.
+    struct alignas(64) Counter {
+        std::atomic<uint64_t> word{0};
+    };
+
+    static int64_t take(Counter& share, uint32_t turn, int64_t first, int64_t end) {
+        uint64_t seen = share.word.load(std::memory_order_relaxed);
+        for (;;) {
+            if (seen >> 32 > turn) return -1;
+            const int64_t piece = seen >> 32 == turn ? (int64_t)(uint32_t)seen : first;
+            if (piece >= end) return -1;
+            if (share.word.compare_exchange_weak(seen, (uint64_t)turn << 32 | (uint64_t)(piece + 1), std::memory_order_relaxed)) return piece;
+        }
+    }
+
+    int64_t add(uint32_t turn, int64_t pieces) {
+        uint64_t seen = done_.word.load(std::memory_order_relaxed), next;
+        do next = (seen >> 32 == turn ? seen : (uint64_t)turn << 32) + (uint64_t)pieces;
+        while (!done_.word.compare_exchange_weak(seen, next, std::memory_order_acq_rel, std::memory_order_relaxed));
+        return (int64_t)(uint32_t)next;
+    }
+
+    std::vector<Counter> shares_;
+    Counter done_, closed_;
 };
 
 }  // namespace polyformer

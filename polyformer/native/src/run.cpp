@@ -1,6 +1,7 @@
 #include "run.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 
@@ -42,7 +43,7 @@ void Model::check() const {
 }
 
 State::State(const Model& model, const Settings& settings)
-    : model_(model), settings_(settings), kernels_(kernels_here(settings.plain)), pool_(settings.threads) {
+    : model_(model), settings_(settings), kernels_(kernels_here(settings.plain)), pool_(settings.threads), turns_(settings.threads) {
     model.check();
     const Program& program = model.program;
     text_ = layout(false, false, &text_cells_, &text_scales_);
@@ -59,7 +60,7 @@ State::State(const Model& model, const Settings& settings)
         looks_back_ |= one.code == LOOK && program.caches[(size_t)one.number].memory;
     scratch_.resize((size_t)settings.threads);
     scans_.assign((size_t)settings.threads, std::vector<float>((size_t)((program.vocabulary + SCAN - 1) / SCAN)));
-    shares_ = std::make_unique<Share[]>(std::max(write_.size(), read_.size()));
+    counts_.resize(std::max(write_.size(), read_.size()));
     measure();
 }
 
@@ -167,12 +168,11 @@ void State::make_room(int64_t rows, int64_t picked) {
         make(picked, false);
         picked_room_ = picked;
     }
-    if (scratch_room_) return;
+    if (scratch_[0]) return;
     int64_t width = PANEL;
     for (const CacheShape& shape : program.caches) width = std::max(width, up_to(shape.width, PANEL));
-    const int64_t numbers = product_of(PIECE, 2 * width + settings_.room + PANEL) + PANEL * (width + settings_.room);
+    const int64_t numbers = product_of(PIECE, width + settings_.room + PANEL);
     for (auto& one : scratch_) one = memory_for<float>(numbers);
-    scratch_room_ = width;
 }
 
 void State::advance(const Tokens& tokens, const Taker& take) {
@@ -224,13 +224,12 @@ void State::best(const Tokens& tokens, const Choice& choice, float* likely, int6
     const int64_t count = choice.count, vocabulary = model_.program.vocabulary;
     if (count < 1 || count > vocabulary) refuse("of %lld tokens, %lld are asked for", (long long)vocabulary, (long long)count);
     advance(tokens, [&](const std::vector<int64_t>& into) {
-        Share share;
-        share.set((int64_t)into.size());
+        std::atomic<int64_t> next{0};
         pool_.run([&](int thread) {
-            share.work([&](int64_t row) {
+            for (int64_t row; (row = next.fetch_add(1)) < (int64_t)into.size();) {
                 const int64_t at = into[(size_t)row] * count;
                 best_of(row_of(model_.program.scores, row), choice, likely + at, ids + at, thread);
-            });
+            }
         });
     });
 }
@@ -288,21 +287,22 @@ void State::run(const std::vector<Phase>& phases, const Tokens& tokens) {
     tokens_ = tokens;
     for (size_t i = 0; i < phases.size(); ++i) {
         const Instruction* one = phases[i].all;
-        const int64_t rows = rows_of(phases[i]);
         if (!one) {
-            shares_[i].set((rows + rows_at_once(rows) - 1) / rows_at_once(rows));
+            const int64_t rows = rows_of(phases[i]), piece = rows_at_once(rows);
+            counts_[i] = (rows + piece - 1) / piece;
         } else if (one->code == MULTIPLY) {
             const int64_t blocks = blocks_of(*one), piece = blocks_at_once(blocks);
-            shares_[i].set((blocks + piece - 1) / piece);
+            counts_[i] = (blocks + piece - 1) / piece;
         } else if (one->code == CHOOSE_EXPERTS) {
-            shares_[i].set(1);
+            counts_[i] = 1;
         } else if (one->code == MULTIPLY_CHOSEN) {
-            shares_[i].set(experts_at_once(*one) * pieces_of_chosen(*one));
+            counts_[i] = experts_at_once(*one) * pieces_of_chosen(*one);
         } else {
             pieces_of(*one, pieces_[i]);
-            shares_[i].set((int64_t)pieces_[i].size());
+            counts_[i] = (int64_t)pieces_[i].size();
         }
     }
+    turns_.begin();
     pool_.run([&](int thread) { work(phases, thread); });
 }
 
@@ -321,25 +321,33 @@ int64_t State::blocks_of(const Instruction& one) const {
 }
 
 void State::work(const std::vector<Phase>& phases, int thread) {
-    for (size_t i = 0; i < phases.size(); ++i) {
-        const Phase& phase = phases[i];
-        if (phase.picked && !tokens_.wanted) return;
-        if (!phase.all) {
-            const int64_t rows = rows_of(phase), some = rows_at_once(rows);
-            shares_[i].work([&](int64_t piece) {
-                if (!i) make_waves(piece * some, std::min(rows, (piece + 1) * some));
-                row_by_row(phase, piece * some, std::min(rows, (piece + 1) * some));
-            });
-        } else if (phase.all->code == MULTIPLY) {
-            const int64_t some = blocks_at_once(blocks_of(*phase.all));
-            shares_[i].work([&](int64_t piece) { products(phase, piece * some, some); });
-        } else if (phase.all->code == CHOOSE_EXPERTS) {
-            shares_[i].work([&](int64_t) { choose(*phase.all); });
-        } else if (phase.all->code == MULTIPLY_CHOSEN) {
-            shares_[i].work([&](int64_t piece) { products_of_chosen(*phase.all, piece); });
-        } else {
-            shares_[i].work([&](int64_t piece) { look(*phase.all, pieces_[i][(size_t)piece], thread); });
-        }
+    Ahead ahead;
+    for (size_t i = 0, last; i < phases.size() && counts_[i]; i = last + 1) {
+        // What is done row by row in one piece is left to whoever ends what is before it: one wait less.
+        for (last = i; last + 1 < phases.size() && !phases[last + 1].all && counts_[last + 1] == 1;) ++last;
+        const auto close = [&] {
+            for (size_t k = i + 1; k <= last; ++k) part(phases[k], k, 0, thread);
+        };
+        const auto one = [&](int64_t piece) { part(phases[i], i, piece, thread); };
+        turns_.work((uint32_t)i + 1, counts_[i], thread, one, close, [&] { fetch(phases, last, thread, ahead); });
+    }
+}
+
+// A piece of a phase's work.
+void State::part(const Phase& phase, size_t number, int64_t piece, int thread) {
+    if (!phase.all) {
+        const int64_t rows = rows_of(phase), first = piece * rows_at_once(rows), end = std::min(rows, first + rows_at_once(rows));
+        if (!number) make_waves(first, end);
+        row_by_row(phase, first, end);
+    } else if (phase.all->code == MULTIPLY) {
+        const int64_t some = blocks_at_once(blocks_of(*phase.all));
+        products(phase, piece * some, some);
+    } else if (phase.all->code == CHOOSE_EXPERTS) {
+        choose(*phase.all);
+    } else if (phase.all->code == MULTIPLY_CHOSEN) {
+        products_of_chosen(*phase.all, piece);
+    } else {
+        look(*phase.all, pieces_[number][(size_t)piece], thread);
     }
 }
 

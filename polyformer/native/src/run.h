@@ -34,9 +34,6 @@ class Model {
     std::vector<bool> given_;
 };
 
-// In what precision keys and values are held.
-enum Cell : int32_t { CELL_F32, CELL_F16, CELL_I8, CELLS };
-
 // Where in a store the keys and values of a cache are, in numbers; scales are floats of their own. Where the last tokens
 // of a text are held only, `room` says of how many, and `window` how many keys a row looks at, which else is 0.
 struct Place {
@@ -127,6 +124,12 @@ class State {
         const Instruction* quantised_for = nullptr;
     };
 
+    // What a thread will read of memory in a phase to come, as far as it has not been fetched yet.
+    struct Ahead {
+        size_t phase = 0;
+        std::vector<std::pair<const uint8_t*, int64_t>> bytes;
+    };
+
     std::vector<Phase> phases_of(const std::vector<Instruction>& part) const;
     std::vector<Place> layout(bool memory, bool reading, int64_t* cells, int64_t* scales) const;
     int64_t bytes_for(const std::vector<Place>& layout, int64_t tokens) const;
@@ -141,6 +144,9 @@ class State {
     void best_of(const float* scores, const Choice& choice, float* likely, int64_t* ids, int thread);
     void run(const std::vector<Phase>& phases, const Tokens& tokens);
     void work(const std::vector<Phase>& phases, int thread);
+    void part(const Phase& phase, size_t number, int64_t piece, int thread);
+    void fetch(const std::vector<Phase>& phases, size_t done, int thread, Ahead& ahead) const;
+    bool look_ahead(const std::vector<Phase>& phases, size_t done, int thread, Ahead& ahead) const;
     void row_by_row(const Phase& phase, int64_t first, int64_t end);
     void one_row(const Instruction& one, int64_t row);
     void turn(const Instruction& one, int64_t row);
@@ -176,6 +182,7 @@ class State {
     const Settings settings_;
     const Kernels& kernels_;
     Pool pool_;
+    Turns turns_;
     std::vector<Phase> write_, read_;
     std::vector<Place> text_, memory_, reading_;
     int64_t text_cells_ = 0, text_scales_ = 0, memory_cells_ = 0, memory_scales_ = 0, reading_cells_ = 0, reading_scales_ = 0;
@@ -199,8 +206,7 @@ class State {
     std::vector<std::vector<Piece>> pieces_;  // of each phase that looks
     std::vector<Memory<float>> scratch_;
     std::vector<std::vector<float>> scans_;
-    int64_t scratch_room_ = 0;
-    std::unique_ptr<Share[]> shares_;  // the work of each phase
+    std::vector<int64_t> counts_;  // of pieces, of each phase
 };
 
 }  // namespace polyformer

@@ -13,13 +13,7 @@
 
 namespace polyformer {
 
-namespace {
-
 constexpr int64_t PAGE = 4096;
-
-int64_t bytes_of(Cell cell) { return cell == CELL_F32 ? 4 : cell == CELL_F16 ? 2 : 1; }
-
-}  // namespace
 
 std::vector<Place> State::layout(bool memory, bool reading, int64_t* cells, int64_t* scales) const {
     const Program& program = model_.program;

@@ -17,7 +17,7 @@ from polyformer.parts.view import View
 from polyformer.spec import Spec
 
 if TYPE_CHECKING:
-    from polyformer.parts.flow import Cache, Pair
+    from polyformer.parts.flow import Ahead, Cache, Pair
 
 
 class Kernel(Spec, abstract=True):
@@ -53,7 +53,7 @@ class Context:
     rule: Rule
     view: View
     bias: Bias | None = None
-    cache: Cache | None = None
+    cache: Cache | Ahead | None = None
     slot: str = ""
 
     def held(self) -> Context:
