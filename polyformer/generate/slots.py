@@ -20,7 +20,7 @@ from polyformer.errors import SpecError
 from polyformer.generate.candidates import best_tokens
 from polyformer.generate.runner import Rows
 from polyformer.generate.search import evaluating, positions_of
-from polyformer.parts import TokenEmbedding
+from polyformer.parts import Prompt, TokenEmbedding
 from polyformer.parts.contract import Refuses, contract_of
 from polyformer.parts.flow import Flow, Pair, State
 from polyformer.parts.model import Memory, TransformerPart
@@ -349,7 +349,8 @@ def runner_of(model: TransformerPart, slots: int = 16, positions: int | None = N
 
 def _vocabulary(embed: Record | None) -> int | None:
     sizes = [one.vocabulary for _, one in walk(embed) if isinstance(one, TokenEmbedding)] if embed else []
-    return sizes[0] if sizes else None
+    prompts = [one.first + one.tokens for _, one in walk(embed) if isinstance(one, Prompt)] if embed else []
+    return max(sizes[0], *prompts, 0) if sizes else None
 
 
 def _given(spec: Record, name: str) -> Record | None:
