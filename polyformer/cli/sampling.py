@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+
+from polyformer.cli.common import Guess
 
 if TYPE_CHECKING:
     from polyformer.generate import Sampling
@@ -28,11 +30,19 @@ FLAGS: dict[str, Any] = {
 }
 """The names of options are those of `polyformer.generate.sampling_of`."""
 
+
+class Asked(NamedTuple):
+    """How texts are to be written, and how their tokens are guessed beforehand, if they are."""
+
+    sampling: Sampling
+    guess: str | None
+
+
 DEFAULTS: dict[str, Any] = {"limit": 64, "temperature": 0.0, "seed": 0}
 
 
 def samples(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a verb the options above in place of its parameter `sampling`, which gets what they say together.
+    """Give a verb the options above and --guess in place of its parameter `asked`, which gets what they say together.
 
     Args:
         defaults: values of options that are not those of `generate`.
@@ -42,14 +52,15 @@ def samples(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., No
     def change(verb: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(verb)
         def call(**given: Any) -> None:
-            verb(sampling=asked({name: given.pop(name) for name in FLAGS}), **given)
+            guess = given.pop("guess")
+            verb(asked=Asked(sampling_asked({name: given.pop(name) for name in FLAGS}), guess), **given)
 
         own = inspect.signature(verb, eval_str=True).parameters.values()
         flags = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=values[name], annotation=kind)
-            for name, kind in FLAGS.items()
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=values.get(name), annotation=kind)
+            for name, kind in [*FLAGS.items(), ("guess", Guess)]
         ]
-        kept = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own if one.name != "sampling"]
+        kept = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own if one.name != "asked"]
         first = [one for one in kept if one.default is inspect.Parameter.empty]
         rest = [one for one in kept if one.default is not inspect.Parameter.empty]
         call.__signature__ = inspect.Signature([*first, *rest, *flags])  # type: ignore[attr-defined]
@@ -59,7 +70,7 @@ def samples(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., No
     return change
 
 
-def asked(values: dict[str, Any]) -> Sampling:
+def sampling_asked(values: dict[str, Any]) -> Sampling:
     """Return what options ask for; raises `SpecError` for what can't be."""
     from polyformer.generate import sampling_of
 

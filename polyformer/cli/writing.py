@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from polyformer.cli.common import Adapter, AsJson, Guess, Model, Weights, app, lines_of_input, load_writer
+from polyformer.cli.common import Adapter, AsJson, Model, Weights, app, lines_of_input, load_writer
 from polyformer.cli.sampling import samples
 from polyformer.errors import PolyformerError, RunError
 
@@ -30,18 +30,18 @@ LEAVE = ("/exit", "/quit")
 @samples()
 def generate(
     model: Model,
-    sampling: Any,
+    asked: Any,
     prompts: Texts = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="Each text is a message, put in the model's chat template.")
     ] = False,
     adapter: Adapter = None,
     weights: Weights = None,
-    guess: Guess = None,
     as_json: AsJson = False,
     stats: Stats = False,
 ) -> None:
     """Continue texts, or answer them with an encoder-decoder model, all together, and print them as they come."""
+    sampling, guess = asked
     loaded = load_writer(model, weights, guess, adapter)
     searches = loaded.reads_source and not sampling.temperature
     if searches and guess is not None:
@@ -54,11 +54,11 @@ def generate(
             _searched(cast("Loaded", loaded), some, sampling, as_json)
             continue
         if chat:
-            asked = loaded.chat_requests([[{"role": "user", "content": one}] for one in some], sampling)
+            requests = loaded.chat_requests([[{"role": "user", "content": one}] for one in some], sampling)
         else:
-            asked = loaded.requests(some, sampling)
+            requests = loaded.requests(some, sampling)
         clock = Clock()
-        for prompt, handle in zip(some, [engine.submit(one) for one in asked], strict=True):
+        for prompt, handle in zip(some, [engine.submit(one) for one in requests], strict=True):
             if not as_json:
                 _shown(handle, clock, "" if chat or loaded.reads_source else prompt)
             told = {"prompt": prompt, **_told(handle.result())}
@@ -72,11 +72,10 @@ def generate(
 @samples(limit=512, temperature=0.7, top_p=0.9)
 def chat(
     model: Model,
-    sampling: Any,
+    asked: Any,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told first.")] = None,
     adapter: Adapter = None,
     weights: Weights = None,
-    guess: Guess = None,
     stats: Stats = False,
 ) -> None:
     """Talk with a model: /clear begins anew, /exit leaves, and an interrupt stops an answer.
@@ -85,9 +84,9 @@ def chat(
     """
     from polyformer.generate import Capacity
 
-    loaded = load_writer(model, weights, guess, adapter)
+    loaded = load_writer(model, weights, asked.guess, adapter)
     first = [] if system is None else [{"role": "system", "content": system}]
-    talk = Talk(loaded, loaded.engine(2, Capacity(kept=1), guess), sampling, list(first))
+    talk = Talk(loaded, loaded.engine(2, Capacity(kept=1), asked.guess), asked.sampling, list(first))
     if sys.stdin.isatty():
         typer.echo("/clear begins anew, /exit leaves; Ctrl-C stops an answer.", err=True)
     for line in _messages():
@@ -143,7 +142,12 @@ class Clock:
     def told(self, engine: Engine) -> dict[str, Any]:
         """Return the figures."""
         seconds, counts = time.perf_counter() - self.begun, engine.counts
-        told = {"seconds": seconds, "written": counts.written, "steps": counts.steps, "rows": counts.rows}
+        told: dict[str, Any] = {
+            "seconds": seconds,
+            "written": counts.written,
+            "steps": counts.steps,
+            "rows": counts.rows,
+        }
         told |= {"reused": counts.reused, "first_token_seconds": self.first}
         return told if engine.guesser is None else told | {"guesses": engine.guesses.to_data()}
 
