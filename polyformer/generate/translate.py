@@ -115,7 +115,7 @@ def _in_batches(
     special: SpecialTokens,
     reported: _Reported,
 ) -> dict[int, list[Hypothesis]]:
-    found: dict[int, list[list[Hypothesis]]] = {}
+    found: dict[int, list[Hypothesis]] = {}
     device = next(model.parameters()).device
     for batch in _by_length(sources, reported.tokens // settings.beams):
         width = max(len(sources[i]) for i in batch)
