@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from polyformer.errors import RunError, SpecError
+from polyformer.errors import RunError, SpecError, suggest
 from polyformer.generate.processors import refuse_unknown
 from polyformer.generate.queueing import FairQueue
 from polyformer.generate.requests import Handle, Job, Request
@@ -27,6 +27,7 @@ from polyformer.spec import Record
 
 if TYPE_CHECKING:
     from polyformer.generate.scores import Scores
+    from polyformer.parts.flow import Mix
 
 NOTHING = Guess([])
 
@@ -105,14 +106,14 @@ class Engine:
 
         Raises:
             SpecError: a request that could never be answered: a prompt that is empty, too long, or of other ids than
-                the model has; or one that needs more memory than there is.
+                the model has; one that needs more memory than there is; or an unknown adapter.
             RunError: too many requests wait already.
         """
         limit = self._limit(request)
         self._check(request, limit)
         if len(self._inbox) + len(self._queue) >= self.capacity.waiting:
             raise RunError(f"{self.capacity.waiting:,} requests wait already; send this one again later")
-        job = Job(next(self._numbers), request, limit)
+        job = Job(next(self._numbers), request, limit, self._mix(request))
         self._inbox.append(job)
         return Handle(self, job)
 
@@ -149,6 +150,17 @@ class Engine:
     def _limit(self, request: Request) -> int:
         positions, prompt = self.runner.positions, len(request.prompt)
         return request.settings.limit if positions is None else min(request.settings.limit, positions - prompt + 1)
+
+    def _mix(self, request: Request) -> Mix | None:
+        if request.adapter is None:
+            return None
+        mix = {request.adapter: 1.0} if isinstance(request.adapter, str) else dict(request.adapter)
+        known = self.runner.adapters
+        for name in mix:
+            if name not in known:
+                near = suggest(name, known) or " (here no request can name one)"
+                raise SpecError(f"there is no adapter called '{name}'{near}")
+        return mix
 
     def _check(self, request: Request, limit: int) -> None:
         runner, prompt, source = self.runner, request.prompt, request.source

@@ -15,6 +15,7 @@ from polyformer.generate.texts import Decoder, TextStream
 
 if TYPE_CHECKING:
     from polyformer.generate.engine import Engine
+    from polyformer.parts.flow import Mix
 
 GREEDY = Sampling()
 
@@ -34,6 +35,8 @@ class Request:
         decoder: turns ids into text, for deltas and stop strings; None for ids only.
         user: who asks; users share the engine evenly.
         seconds: how long the answer may take, waiting included; None for as long as it takes.
+        adapter: which adapter of the model acts on this text, or which mix of them; none of them where it is empty,
+            and those that the model is set to if None.
     """
 
     prompt: Sequence[int]
@@ -43,6 +46,7 @@ class Request:
     decoder: Decoder | None = None
     user: str = ""
     seconds: float | None = None
+    adapter: str | Mix | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,7 @@ class Job:
     Attributes:
         number: counts requests from 0.
         limit: how many tokens may be written.
+        mix: the adapters that act on it, from its beginning to its end; None for those that the model is set to.
         slot: where its sequence is held, or None.
         error: why it failed.
     """
@@ -137,6 +142,7 @@ class Job:
     number: int
     request: Request
     limit: int
+    mix: Mix | None = None
     slot: int | None = None
     reason: Reason | None = None
     error: PolyformerError | None = None
@@ -156,6 +162,11 @@ class Job:
     def length(self) -> int:
         """How many tokens the text has so far, prompt and answer."""
         return len(self.text.prompt) + len(self.text.ids)
+
+    @property
+    def acting(self) -> frozenset[tuple[str, float]] | None:
+        """Its adapters as they can be compared and hashed."""
+        return None if self.mix is None else frozenset(self.mix.items())
 
     @property
     def source_length(self) -> int:

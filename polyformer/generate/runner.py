@@ -14,6 +14,7 @@ from polyformer.errors import SpecError
 
 if TYPE_CHECKING:
     from polyformer.generate.scores import Ids, Scores
+    from polyformer.parts.flow import Mix
 
 
 @dataclass
@@ -84,6 +85,13 @@ class Runner(Protocol):
     @property
     def version(self) -> Hashable:
         """Names the weights. What was computed under another one is never used again."""
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The adapters that a slot can be told to use; none where the model has none, or can't change between texts."""
+
+    def use(self, slot: int, mix: Mix | None) -> None:
+        """Let these adapters act on what an empty slot is going to hold; None is those that the model is set to."""
 
     def step(self, rows: Rows, wanted: Sequence[int]) -> Scores:
         """Run the rows, hold what later ones need of them, and return the scores [W, V] of those wanted, in float32.

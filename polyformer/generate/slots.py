@@ -9,9 +9,12 @@ Shape letters: G key/value heads, K keys, E head width, R rows, W wanted rows, V
 
 from __future__ import annotations
 
+import bisect
+import itertools
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import groupby
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,9 +23,10 @@ from polyformer.errors import SpecError
 from polyformer.generate.candidates import best_tokens
 from polyformer.generate.runner import Rows
 from polyformer.generate.search import evaluating, positions_of
-from polyformer.parts import Prompt, TokenEmbedding
+from polyformer.parts import Adapter, Prompt, TokenEmbedding
+from polyformer.parts.adapters import mixed
 from polyformer.parts.contract import Refuses, contract_of
-from polyformer.parts.flow import Flow, Pair, State
+from polyformer.parts.flow import Flow, Mix, Pair, State
 from polyformer.parts.model import Memory, TransformerPart
 from polyformer.parts.view import View
 from polyformer.spec import Record, walk
@@ -42,9 +46,14 @@ class SlotCache:
     It is a `Cache` of a batch of one that can be cut back and copied. Of an attention to a window, the keys are held
     that its next token looks at, those that it would look at if the last `RETRACTS` tokens were taken back, and room
     for a block more.
+
+    Attributes:
+        mix: the adapters that act on it; None for those that the model is set to.
+        lead: tokens of an adapter's prompt, which are read before the text and are no part of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mix: Mix | None = None, lead: tuple[int, ...] = ()) -> None:
+        self.mix, self.lead = mix, lead
         self.length = 0
         self.states: dict[str, State] = {}
         self.source: Memory | None = None
@@ -111,7 +120,7 @@ class SlotCache:
 
     def copy(self, length: int) -> SlotCache:
         """Return a cache of the first `length` tokens. States and the source are shared: they are never written to."""
-        made = SlotCache()
+        made = SlotCache(self.mix, self.lead)
         made.length, made.source = length, self.source
         made.states, made._memory = dict(self.states), dict(self._memory)
         made._first, made._back = dict(self._first), dict(self._back)
@@ -125,6 +134,11 @@ class SlotCache:
 
     def reorder_memory(self, rows: Tensor) -> None:
         """There is one row."""
+
+    @property
+    def text(self) -> int:
+        """How many tokens of the text are held."""
+        return max(self.length - len(self.lead), 0)
 
     @property
     def bytes(self) -> int:
@@ -164,6 +178,14 @@ class SlotSizes(Record):
     windows: tuple[tuple[int, int], ...] = ()
 
 
+class _Run(NamedTuple):
+    """The rows of one sequence in a step: where it is held, its new tokens, and how many of them lead it."""
+
+    cache: SlotCache
+    ids: list[int]
+    lead: int
+
+
 class TorchRunner:
     """A `Runner` of a model in PyTorch.
 
@@ -182,16 +204,17 @@ class TorchRunner:
         if model.source is not None and model.source.main != "input_ids":
             raise SpecError(f"the engine reads texts; this model's source is {model.source.main}")
         spec = model.spec
-        bounds = [one for one in (positions, positions_of(_given(spec, "target"))) if one is not None]
+        bounds = [one for one in (positions, _places_left(_given(spec, "target"))) if one is not None]
         self.model, self.slots = model, slots
         self.positions = min(bounds, default=None)
-        self.source_positions = positions_of(_given(spec, "source")) if model.source is not None else None
+        self.source_positions = _places_left(_given(spec, "source")) if model.source is not None else None
         self.vocabulary = _vocabulary(_given(spec, "target")) or 0
         self.source_vocabulary = _vocabulary(_given(spec, "source"))
         self.reads_source = model.encoder is not None
         self.version: Hashable = 0
         self.device = next(model.parameters()).device
-        self._caches = [SlotCache() for _ in range(slots)]
+        self.adapters = tuple(dict.fromkeys(one.name for _, one in walk(spec) if isinstance(one, Adapter)))
+        self._caches = [self._empty() for _ in range(slots)]
         self._sizes: SlotSizes | None = None
 
     def step(self, rows: Rows, wanted: Sequence[int]) -> Tensor:
@@ -203,69 +226,93 @@ class TorchRunner:
         head = self.model.head
         assert head is not None
         barred = torch.tensor(list(forbidden), device=self.device, dtype=torch.long)
-        return self._after(rows, wanted, lambda hidden: best_tokens(head, hidden, count, barred))
+        return self._after(rows, wanted, lambda hidden, _: best_tokens(head, hidden, count, barred))
 
-    def _after(self, rows: Rows, wanted: Sequence[int], make: Callable[[Tensor], T]) -> T:
-        """Run the rows and return what is made of those wanted [W, D]."""
-        runs = [(slot, len(list(group))) for slot, group in groupby(rows.slots)]
-        caches = [self._caches[slot] for slot, _ in runs]
-        before = [dict(cache.states) for cache in caches]
+    def _after(self, rows: Rows, wanted: Sequence[int], make: Callable[[Tensor, Flow | None], T]) -> T:
+        """Run the rows and return what is made of those wanted [W, D], and of a flow that tells whose they are."""
+        runs, start = list[_Run](), 0
+        for slot, group in groupby(rows.slots):
+            count, cache = len(list(group)), self._caches[slot]
+            lead = () if cache.length else cache.lead
+            runs.append(_Run(cache, [*lead, *rows.ids[start : start + count]], len(lead)))
+            start += count
+        places, flow = _among(runs, wanted), None
+        before = [dict(run.cache.states) for run in runs]
         try:
             with evaluating(self.model):
-                hidden = self._run(rows, [count for _, count in runs], caches)
-                picked = len(wanted) < len(hidden)
-                found = make(hidden[torch.tensor(wanted, device=self.device).long()] if picked else hidden)
+                hidden = self._run(runs)
+                picked = len(places) < len(hidden)
+                if self.adapters and places:
+                    flow = self._whose(runs, places)
+                found = make(hidden[torch.tensor(places, device=self.device).long()] if picked else hidden, flow)
         except BaseException:
-            for cache, states in zip(caches, before, strict=True):
-                cache.states = states
+            for run, states in zip(runs, before, strict=True):
+                run.cache.states = states
             raise
-        for cache, (_, count) in zip(caches, runs, strict=True):
-            cache.advance(count)
+        for run in runs:
+            run.cache.advance(len(run.ids))
         return found
 
-    def _run(self, rows: Rows, counts: Sequence[int], caches: Sequence[SlotCache]) -> Tensor:
+    def _run(self, runs: Sequence[_Run]) -> Tensor:
         """Return the hidden rows [R, D]."""
         model, device = self.model, self.device
         target, decoder = model.target, model.decoder
         assert target is not None
         assert decoder is not None
-        ids = torch.tensor([rows.ids], device=device)
-        flows, start = [], 0
-        for cache, count in zip(caches, counts, strict=True):
-            here = slice(start, start + count)
-            view = View(count, cache.length + count, None, None, False, device)
-            positions = torch.tensor([rows.positions[here]], device=device)
-            flow = Flow(view, positions, cache=cache, inputs={"ids": ids[:, here]})
+        flows = []
+        for cache, own, _ in runs:
+            view = View(len(own), cache.length + len(own), None, None, False, device)
+            positions = torch.arange(cache.length, cache.length + len(own), device=device)[None]
+            flow = Flow(view, positions, cache=cache, inputs={"ids": torch.tensor([own], device=device)}, mix=cache.mix)
             if cache.source is not None:
                 flow.memory = cache.source.hidden
-                flow.memory_view = View(count, flow.memory.shape[1], None, None, False, device)
+                flow.memory_view = View(len(own), flow.memory.shape[1], None, None, False, device)
             flows.append(flow)
-            start += count
         flow = flows[0] if len(flows) == 1 else Flow.joined(flows)
         flow.path = "decoder."
-        found: Tensor = decoder(target(ids, flow), flow)[0]
+        found: Tensor = decoder(target(flow.inputs["ids"], flow), flow)[0]
         return found
 
-    def _scores(self, hidden: Tensor) -> Tensor:
+    def _whose(self, runs: Sequence[_Run], wanted: Sequence[int]) -> Flow:
+        """Return a flow of the wanted rows alone, by which the head's adapters know theirs."""
+        ends = list(itertools.accumulate(len(run.ids) for run in runs))
+        counts = Counter(bisect.bisect_right(ends, place) for place in wanted)
+        flows = []
+        for i, count in sorted(counts.items()):
+            view = View(count, count, None, None, False, self.device)
+            flows.append(Flow(view, view.places, mix=runs[i].cache.mix))
+        return Flow.joined(flows)
+
+    def _scores(self, hidden: Tensor, flow: Flow | None) -> Tensor:
         """Return the scores [W, V] of rows [W, D]."""
         head = self.model.head
         assert head is not None
-        scores = head(hidden, None)
+        scores = head(hidden, flow)
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+    def use(self, slot: int, mix: Mix | None) -> None:
+        """Let a mix of adapters act on what a slot will hold."""
+        self._caches[slot] = self._empty(mix)
+
+    def _empty(self, mix: Mix | None = None) -> SlotCache:
+        return SlotCache(mix, _lead(_given(self.model.spec, "target"), mix))
 
     def read(self, sources: Mapping[int, Sequence[int]]) -> None:
         """Run the encoder for slots, one after the other."""
-        with evaluating(self.model):
-            for slot, source in sources.items():
-                self._caches[slot].source = self.model.encode(torch.tensor([list(source)], device=self.device))
+        for slot, source in sources.items():
+            cache = self._caches[slot]
+            ids = [*_lead(_given(self.model.spec, "source"), cache.mix), *source]
+            with evaluating(self.model), mixed(self.model, cache.mix):
+                cache.source = self.model.encode(torch.tensor([ids], device=self.device))
 
     def length(self, slot: int) -> int:
         """Return how many tokens a slot holds."""
-        return self._caches[slot].length
+        return self._caches[slot].text
 
     def earliest(self, slot: int) -> int:
         """Return the least length that a slot can be cut back to."""
-        return self._caches[slot].earliest
+        cache = self._caches[slot]
+        return max(cache.earliest - len(cache.lead), min(1, cache.text))
 
     @property
     def retracts(self) -> int:
@@ -275,24 +322,25 @@ class TorchRunner:
     def truncate(self, slot: int, length: int) -> None:
         """Forget all but the first tokens of a slot."""
         cache = self._caches[slot]
-        if length and not self.earliest(slot) <= length <= cache.length:
-            raise SpecError(f"a sequence of {cache.length} tokens can't be cut back to {length} here")
-        cache.truncate(length)
+        if length and not self.earliest(slot) <= length <= cache.text:
+            raise SpecError(f"a sequence of {cache.text} tokens can't be cut back to {length} here")
+        cache.truncate(length + len(cache.lead) if length else 0)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Make a slot hold what another one does."""
         cache = self._caches[source]
-        if not self.earliest(source) <= length <= cache.length:
-            raise SpecError(f"a sequence of {cache.length} tokens can't be copied up to {length} here")
-        self._caches[target] = cache.copy(length)
+        if not self.earliest(source) <= length <= cache.text:
+            raise SpecError(f"a sequence of {cache.text} tokens can't be copied up to {length} here")
+        self._caches[target] = cache.copy(length + len(cache.lead))
 
     def clear(self, slot: int) -> None:
         """Forget what a slot holds."""
-        self._caches[slot] = SlotCache()
+        self._caches[slot] = self._empty()
 
     def bytes_for(self, tokens: int, source: int = 0) -> int:
         """Return how much memory a slot takes."""
-        sizes, room = self._known_sizes, in_blocks(tokens)
+        lead = _longest_lead(_given(self.model.spec, "target")) if tokens else 0
+        sizes, room = self._known_sizes, in_blocks(tokens + lead)
         windows = sum(token * min(room, most) for token, most in sizes.windows)
         return (sizes.once if tokens else 0) + sizes.token * room + windows + sizes.source * source
 
@@ -330,13 +378,13 @@ class RereadingRunner(TorchRunner):
     decoder can write.
     """
 
-    def _run(self, rows: Rows, counts: Sequence[int], caches: Sequence[SlotCache]) -> Tensor:
-        hidden, start = [], 0
-        for cache, count in zip(caches, counts, strict=True):
-            new = torch.tensor(rows.ids[start : start + count], device=self.device).view(1, 1, -1, 1)
+    def _run(self, runs: Sequence[_Run]) -> Tensor:
+        hidden = []
+        for cache, own, _ in runs:
+            new = torch.tensor(own, device=self.device).view(1, 1, -1, 1)
             ids, _ = cache.extend("ids", new, new)
-            hidden.append(self.model.decode(ids.flatten()[None], None, cache.source)[0, -count:])
-            start += count
+            with mixed(self.model, cache.mix):
+                hidden.append(self.model.decode(ids.flatten()[None], None, cache.source)[0, -len(own) :])
         return torch.cat(hidden)
 
 
@@ -356,3 +404,33 @@ def _vocabulary(embed: Record | None) -> int | None:
 def _given(spec: Record, name: str) -> Record | None:
     found: Record | None = getattr(spec, name)
     return found
+
+
+def _among(runs: Sequence[_Run], wanted: Sequence[int]) -> Sequence[int]:
+    """Return where rows stand among all that are run, given their places among those of the texts."""
+    leads = list(itertools.accumulate(run.lead for run in runs))
+    if not any(leads):
+        return wanted
+    ends = list(itertools.accumulate(len(run.ids) - run.lead for run in runs))
+    return [place + leads[bisect.bisect_right(ends, place)] for place in wanted]
+
+
+def _prompts(embed: Record | None) -> list[Prompt]:
+    """Return the prompts that may lead a side's texts."""
+    return [one for _, one in walk(embed) if isinstance(one, Prompt)] if embed else []
+
+
+def _lead(embed: Record | None, mix: Mix | None) -> tuple[int, ...]:
+    """Return the tokens that a mix of adapters wants before a text."""
+    acting = [one for one in _prompts(embed) if (one.share if mix is None else mix.get(one.name, 0.0))]
+    return tuple(token for one in acting for token in one.ids)
+
+
+def _longest_lead(embed: Record | None) -> int:
+    return sum(one.tokens for one in _prompts(embed))
+
+
+def _places_left(embed: Record | None) -> int | None:
+    """Return how many places a text has, behind whatever prompts."""
+    places = positions_of(embed)
+    return None if places is None else max(places - _longest_lead(embed), 1)

@@ -20,7 +20,7 @@ class Held:
         slot: its number.
         ids: the tokens.
         source: those of its source, or None.
-        version: the weights that it was computed with.
+        version: the weights that it was computed with, and the adapters.
         job: who is writing in it, or None.
     """
 
@@ -62,9 +62,11 @@ class Slots:
             self._drop(slot)
             if best is not None:
                 self.runner.copy(best.slot, slot, shared)
+            else:
+                self.runner.use(slot, job.mix)
         job.slot = slot
         source = job.request.source
-        held = Held(slot, [], source, self.runner.version, job)
+        held = Held(slot, [], source, self._version(job), job)
         self._used[slot] = held
         if best is None and source is not None:
             self.runner.read({slot: source})
@@ -75,14 +77,17 @@ class Slots:
     def _best(self, job: Job) -> tuple[Held | None, int]:
         """Return what a text shares most with, and how many tokens; its last one is always computed, for its scores."""
         ids = [*job.text.prompt, *job.text.ids][:-1]
-        best, most = None, WORTH - 1
+        best, most, version = None, WORTH - 1, self._version(job)
         for held in self._used.values():
-            if held.source != job.request.source or held.version != self.runner.version:
+            if held.source != job.request.source or held.version != version:
                 continue
             shared = common(held.ids, ids)
             if shared > most and shared >= self.runner.earliest(held.slot):
                 best, most = held, shared
         return best, 0 if best is None else most
+
+    def _version(self, job: Job) -> Hashable:
+        return self.runner.version, job.acting
 
     def length(self, job: Job) -> int:
         """Return how many tokens of a text are held."""

@@ -21,6 +21,8 @@ def kinds_for(program: Program, precision: Precision) -> Callable[[str, Given], 
     def kind(path: str, given: Given) -> Kind:
         if path in places or precision == "fp32" or (path in routers and precision != "as stored"):
             return "f32"
+        if ".adapters." in path:  # which are small, and whose rows are too short for a code's groups
+            return "f32"
         if precision == "as stored":
             return OWN_KINDS.get(given.source, "f32")
         return "q4m" if precision == "q4" and path not in tokens else "q8"

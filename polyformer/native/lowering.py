@@ -152,6 +152,23 @@ def _linear(spec: parts.Linear, builder: Builder, path: str, x: int) -> int:
     return builder.multiply(x, matrix, bias, spec.outputs)
 
 
+@lowers(parts.Adapted)
+def _adapted(spec: parts.Adapted, builder: Builder, path: str, x: int) -> int:
+    """LoRA is two small products more. What else stands beside a matrix is to be merged into it first."""
+    y = builder.lower(spec.base, f"{path}.base", x)
+    for i, one in enumerate(spec.adapters):
+        where = f"{path}.adapters.{i}"
+        if not one.share:
+            continue
+        if type(one) is not parts.LoRA:
+            raise LoweringError(where, one, "it has no lowering; merge it into its matrix first")
+        narrow = builder.multiply(x, builder.weight(f"{where}.a", one.rank, one.inputs), NONE, one.rank)
+        narrow = builder.emit(ScaleRows(builder.fresh(one.rank), narrow, one.scale * one.share))
+        wide = builder.multiply(narrow, builder.weight(f"{where}.b", one.outputs, one.rank), NONE, one.outputs)
+        y = builder.emit(AddRows(builder.fresh(one.outputs), y, wide))
+    return y
+
+
 @lowers(parts.LayerNorm, parts.RMSNorm)
 def _norm(spec: parts.LayerNorm | parts.RMSNorm, builder: Builder, path: str, x: int) -> int:
     gain = builder.optional(spec.gain, f"{path}.weight", spec.width)

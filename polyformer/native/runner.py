@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from polyformer.errors import RunError
+from polyformer.errors import RunError, SpecError
 from polyformer.native.kinds import Precision, kinds_for
 from polyformer.native.machine import RETRACTS, Machine, NativeModel, NativeState
 from polyformer.native.program import Program, TakeTokens
 
 if TYPE_CHECKING:
+    from polyformer.parts.flow import Mix
     from polyformer.parts.model import TransformerPart
 
 
@@ -47,9 +48,11 @@ class NativeRunner:
         reads_source: whether a slot must be given a text to read first.
         retracts: how many of the last tokens a slot can always be cut back by.
         version: names the weights.
+        adapters: none: what adapters the model has act on every text, as its spec says.
     """
 
     retracts = RETRACTS
+    adapters: tuple[str, ...] = ()
 
     def __init__(self, state: NativeState) -> None:
         program, machine = state.model.program, state.machine
@@ -59,6 +62,11 @@ class NativeRunner:
         self.source_positions: int | None = self.positions if self.reads_source else None
         self.source_vocabulary = _tokens_read(program)
         self.version: Hashable = 0
+
+    def use(self, slot: int, mix: Mix | None) -> None:
+        """Refuse a mix of adapters for one slot; raises `SpecError`."""
+        if mix is not None:
+            raise SpecError("a model that runs natively can't change its adapters between texts; load it in PyTorch")
 
     def step(self, rows: RowsOfStep, wanted: Sequence[int]) -> npt.NDArray[np.float32]:
         """Run the rows, hold what later ones need of them, and return the scores [W, V] of those wanted.

@@ -218,11 +218,11 @@ class Ahead:
         """The inner cache's."""
         return {} if self.inner is None else self.inner.states
 
-    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor, since: int | None = None) -> Pair:
+    def extend(self, slot: str, key_BGSE: Tensor, value_BGSE: Tensor, back: int | None = None) -> Pair:
         """Hold the new keys and values; return them behind the prefix, or without it where no row looks so far back."""
         pair = key_BGSE, value_BGSE
         if self.inner is not None:
-            pair = self.inner.extend(slot, *pair, None if since is None else max(since - len(self.keys), 0))
+            pair = self.inner.extend(slot, *pair, back)
             if self.inner.forgotten(slot):
                 return pair
         batch, groups, _, width = key_BGSE.shape

@@ -223,10 +223,11 @@ class LoraChange(Swap):
             base, own = known[path], ranks.get(path, RankFor("", self.rank))
             alpha = self.alpha if own.alpha is None else own.alpha
             dropout = Dropout(self.dropout) if self.dropout else None
-            try:
-                adapter = self.kind(self.name, 1.0, base.inputs, base.outputs, own.rank, alpha, self.scaling, dropout)
-            except SpecError as error:
-                raise SpecError(f"{path}: {error}") from None
+            least = min(base.inputs, base.outputs)
+            if own.rank > least:
+                whole = f"its matrix [{base.outputs}, {base.inputs}] has rank {least} at most"
+                raise SpecError(f"{path}: a rank of {own.rank} is too much: {whole}")
+            adapter = self.kind(self.name, 1.0, base.inputs, base.outputs, own.rank, alpha, self.scaling, dropout)
             found.append(Placed(path, adapter))
         return AddAdapters((*found, *_whole(spec, self.name, self.whole, paths)))
 

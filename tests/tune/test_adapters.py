@@ -241,7 +241,7 @@ BAD: dict[str, tuple[Swap, str]] = {
     "no match": (LoraChange(targets=("op.qq",)), "'op.qq' matches no matrix of this model (did you mean 'op.q'"),
     "far": (LoraChange(targets=("xyz",)), "'xyz' matches no matrix of this model (its matrices are called down, k, o"),
     "none": (LoraChange(targets=()), "no targets are named; 'all linear' means every matrix"),
-    "too large": (LoraChange(rank=17), "blocks.0.steps.0.op.q: LoRA: a rank of 17 is too much: the matrix [16, 16]"),
+    "too large": (LoraChange(rank=17), "blocks.0.steps.0.op.q: a rank of 17 is too much: its matrix [16, 16]"),
     "ranks": (
         LoraChange(targets=("q",), ranks=(RankFor("v", 2),)),
         "'v', which is given a rank of its own, is no",

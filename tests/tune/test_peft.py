@@ -40,12 +40,13 @@ peft = pytest.importorskip("peft")
 NAMED = {case.name: case for case in CASES}
 TOLERANCE = 2e-5
 
-LORA = """albert bart bert big_bird bloom camembert deit distilbert electra falcon falcon-new gemma2 gpt2 gpt_neox llama
-longformer marian mbart mistral mixtral mpt mt5 olmo2 pegasus qwen2 qwen2_moe qwen3 qwen3_moe reformer-local roberta
-swin-classifier switch_transformers t5 umt5 vision-encoder-decoder-swin-bert vit-classifier wav2vec2-conformer whisper
-xlm xlm-roberta bert-sequence gpt2-token llama-sequence roberta-sequence"""
-SOME = "gpt2 gpt_neox falcon-new llama bert-sequence t5"
-VIRTUAL = "gpt2 bloom llama qwen3 gemma2 bert-sequence t5 bart"
+FEW = "gpt2 falcon llama mixtral qwen3 bert vit-classifier t5 roberta-sequence"
+MANY = """albert bart big_bird bloom camembert deit distilbert electra falcon-new gemma2 gpt_neox longformer marian
+mbart mistral mpt mt5 olmo2 pegasus qwen2 qwen2_moe qwen3_moe reformer-local roberta swin-classifier switch_transformers
+umt5 vision-encoder-decoder-swin-bert wav2vec2-conformer whisper xlm xlm-roberta bert-sequence gpt2-token
+llama-sequence"""
+IA3 = "gpt_neox bloom falcon llama mistral qwen2 qwen3 gemma2 bert roberta mt5 bart"
+VIRTUAL = "bloom gpt_neox mistral mpt qwen2 qwen3 gemma2 olmo2 bert roberta-sequence mt5 bart mbart"
 
 TASKS = {
     "ForSequenceClassification": "SEQ_CLS",
@@ -63,10 +64,36 @@ CHANGES: dict[str, Swap] = {
     "prompt": PromptChange(tokens=3),
 }
 PAIRS = [
-    *(("lora", name) for name in LORA.split()),
-    *((method, name) for method in ("rslora", "dora", "ia3") for name in SOME.split()),
-    *((method, name) for method in ("prefix", "prompt") for name in VIRTUAL.split() if name != "llama-sequence"),
+    *(("lora", name) for name in FEW.split()),
+    *(("rslora", name) for name in ("llama",)),
+    *(("dora", name) for name in ("gpt_neox", "bert-sequence")),
+    *(("ia3", name) for name in ("gpt2", "falcon-new", "t5")),
+    *(("prefix", name) for name in ("gpt2", "llama", "bert-sequence", "t5")),
+    *(("prompt", name) for name in ("gpt2", "gemma2", "bert-sequence", "t5")),
 ]
+OTHERS = [
+    *(("lora", name) for name in MANY.split()),
+    *((method, name) for method in ("rslora", "dora") for name in (*FEW.split(), *MANY.split())),
+    *(
+        ("ia3", name)
+        for name in [
+            "gpt_neox",
+            "bloom",
+            "falcon",
+            "llama",
+            "mistral",
+            "qwen2",
+            "qwen3",
+            "gemma2",
+            "bert",
+            "roberta",
+            "mt5",
+            "bart",
+        ]
+    ),
+    *((method, name) for method in ("prefix", "prompt") for name in VIRTUAL.split()),
+]
+EVERY = dict.fromkeys([*PAIRS, *OTHERS])
 
 
 def config(method: str, case: Case, model: TransformerPart) -> Any:
@@ -107,8 +134,9 @@ def fresh(case: Case) -> Any:
 
 
 def inputs(case: Case) -> dict[str, Tensor]:
-    """Return a case's inputs."""
-    return case.inputs()
+    """Return a case's inputs; of a bare encoder, PEFT's class passes on no segments."""
+    bare = not any(case.model.endswith(end) for end in TASKS)
+    return {name: one for name, one in case.inputs().items() if not (bare and name == "token_type_ids")}
 
 
 def prompted(model: TransformerPart, data: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -126,12 +154,17 @@ def difference(ours: dict[str, Tensor], their: dict[str, Tensor], data: dict[str
     for name, wanted in their.items():
         own = ours[name]
         assert own.shape == wanted.shape
-        length = data.get("decoder_input_ids", data.get("input_ids", own[..., 0])).shape[1]
-        if own.ndim == 3 and name in ("hidden", "logits") and "input_ids" in data:
-            own, wanted = own[:, -length:], wanted[:, -length:]
+        texts = data.get("decoder_input_ids", data.get("input_ids"))
+        if own.ndim == 3 and name in ("hidden", "logits") and texts is not None:
+            own, wanted = own[:, -texts.shape[1] :], wanted[:, -texts.shape[1] :]
         if name != "encoder_hidden":
             found.append(float((real({name: own}, data)[name] - real({name: wanted}, data)[name]).abs().max()))
     return max(found)
+
+
+def last(answers: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the last row of each answer, which a prompt doesn't move."""
+    return {name: one[:, -1] if one.ndim == 3 else one for name, one in answers.items() if name != "encoder_hidden"}
 
 
 def read_from_peft(method: str, case: Case, folder: Path) -> tuple[float, float]:
@@ -139,14 +172,14 @@ def read_from_peft(method: str, case: Case, folder: Path) -> tuple[float, float]
     data, model, loaded = inputs(case), fresh(case), load(case)
     assert loaded.family is not None
     with torch.no_grad():
-        plain = {name: one.clone() for name, one in theirs(model, data).items()}
+        plain = {name: one.clone() for name, one in last(theirs(model, data)).items()}
         tuned = moved(peft.get_peft_model(model, config(method, case, loaded.model)))
         wanted = theirs(tuned, data)
         tuned.save_pretrained(folder)
         made = attach(loaded.model, read_adapter(folder, loaded.model, loaded.family)).eval()
         answers = mine(made, prompted(made, data))
-    rows = {name: one for name, one in wanted.items() if plain[name].shape == one.shape}
-    return difference(answers, wanted, data), difference(plain, rows, data) if "logits" in rows or rows else 1.0
+    changed = max(float((one - plain[name]).abs().max()) for name, one in last(wanted).items())
+    return difference(answers, wanted, data), changed
 
 
 def written_for_peft(method: str, case: Case, folder: Path) -> float:
@@ -167,14 +200,15 @@ def written_for_peft(method: str, case: Case, folder: Path) -> float:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("method", "name"), PAIRS)
+@pytest.mark.parametrize(
+    ("method", "name"), [*PAIRS, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in EVERY if pair not in PAIRS)]
+)
 def test_interchange(method: str, name: str, tmp_path: Path) -> None:
     case = NAMED[name]
     found, changed = read_from_peft(method, case, tmp_path / "theirs")
     assert found < TOLERANCE
     assert changed > 1e-3
-    if not (method == "ia3" and name == "mixtral"):
-        assert written_for_peft(method, case, tmp_path / "ours") < TOLERANCE
+    assert written_for_peft(method, case, tmp_path / "ours") < TOLERANCE
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -238,7 +272,7 @@ BAD = {
     "pattern": ({"alpha_pattern": {"(a+)+b": 3}}, "is too intricate a pattern"),
     "broken": ({"alpha_pattern": {"(a": 3}}, "is no pattern"),
     "kind": ({"r": "many"}, "should be a whole number"),
-    "rank": ({"r": 7}, "are not of rank 7"),
+    "rank": ({"r": 7}, "not those of rank 7"),
     "dora": ({"use_dora": True}, "are not complete, or too many: magnitude"),
 }
 
@@ -254,6 +288,8 @@ def test_an_adapter_for_another_base(tmp_path: Path) -> None:
     loaded, folder = saved(tmp_path)
     other = load(NAMED["mistral"])
     assert other.family is not None
+    with torch.no_grad():
+        other.model.get_parameter("decoder.blocks.1.steps.0.op.v.weight").add_(0.01)
     with pytest.raises(SpecError, match="the adapter was trained on another base"):
         read_adapter(folder, other.model, other.family)
     assert read_adapter(folder, other.model, other.family, base="any").parts.placed
@@ -295,7 +331,7 @@ def table() -> None:
     """Print the largest difference of logits for every pair, in both directions."""
     import tempfile
 
-    for method, name in PAIRS:
+    for method, name in EVERY:
         folder = Path(tempfile.mkdtemp())
         found, changed = read_from_peft(method, NAMED[name], folder / "theirs")
         back = written_for_peft(method, NAMED[name], folder / "ours")
