@@ -133,6 +133,9 @@ def ctranslate2(kind: str, folder: Path, compute: str, threads: int, vocabulary:
         def get_vocab(self) -> dict[str, int]:
             return {name: i for i, name in enumerate(names)}
 
+        def convert_ids_to_tokens(self, i: int) -> str:
+            return names[i]
+
     class Converter(TransformersConverter):  # type: ignore[misc]
         def load_tokenizer(self, *_: Any, **__: Any) -> Names:
             return Names()

@@ -34,7 +34,8 @@ from polyformer.errors import PolyformerError
 from polyformer.generate import Engine, Request, Rows, Sampling
 from polyformer.loaded import Loaded
 from polyformer.loaded.ready import ready_path
-from polyformer.native.given import Precision, from_tensors, kinds_for
+from polyformer.native.given import from_tensors
+from polyformer.native.kinds import Precision, kinds_for
 from polyformer.native.lowering import lower
 from polyformer.native.machine import Machine
 from polyformer.native.runner import NativeRunner, runner

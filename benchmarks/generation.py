@@ -1,12 +1,14 @@
 """Writing speed of the native runtime beside PyTorch, llama.cpp, and the time that reading the weights once takes.
 
-    python benchmarks/generation.py [MODEL.gguf] [--json FILE] [--threads 2] [--rounds 5] [--tokens 48] [--forms q8,q4]
+    python benchmarks/generation.py [MODEL.gguf ...] [--json FILE] [--threads 2] [--rounds 5] [--forms q8,q4]
 
 Three figures for each contender: tokens a second alone, of eight sequences at once (all together), and of a prompt of
-512 tokens. Contenders take turns, round after round, in one process, so that the machine's moods reach all alike; the
-figures are medians. Beside each native form stand the bound, which is the speed at which memory is read (measured in
-every round, over 256 MB) divided by the bytes of the matrices that a token needs, and the logit error: the distance of
-its scores from those of the file's weights in single precision, ‖found - wanted‖ / ‖wanted‖, over a text.
+512 tokens; behind each, how many times llama.cpp's figure that is. Contenders take turns, round after round, in one
+process, so that the machine's moods reach all alike; the figures are medians. Beside each native form stand its share
+of the bound, which is the speed at which memory is read (measured in every round, over 256 MB) divided by the bytes of
+the matrices that a token needs, and the logit error: the distance of its scores from those of the file's weights in
+single precision, ‖found - wanted‖ / ‖wanted‖, over a text. Several files, such as one model in several formats, are
+measured one after the other.
 
 On a machine that isn't quiet, `--busy` measures the processor's time of one thread in place of the clock's.
 
@@ -103,7 +105,9 @@ def bytes_read(run: NativeRunner, weights: Precision, types: dict[str, tuple[str
     paths = {matrix for one in program.write if isinstance(one, Multiply) for matrix in one.matrices}
     shapes = {one.path: one.shape for one in program.weights}
     if weights == "as stored":
-        kinds = {kind: sum(np.prod(shape) for k, shape in types.values() if k == kind) for kind, _ in types.values()}
+        # A table of tokens that is not the head too gives one row a token.
+        read = [one for name, one in types.items() if name != "token_embd.weight" or "output.weight" not in types]
+        kinds = {kind: sum(np.prod(shape) for k, shape in read if k == kind) for kind, _ in read}
         return int(sum(BITS[kind] / 8 * float(count) for kind, count in kinds.items() if kind in BITS))
     bits = {"fp32": 32.0, "q8": 8.5, "q4": 5.0}[weights]
     return int(sum(bits / 8 * float(np.prod(shapes[path])) for path in paths))
@@ -222,7 +226,7 @@ def bandwidth(numbers: np.ndarray, threads: int, clock: Callable[[], float]) -> 
 def main() -> None:
     """Measure and print."""
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("model", type=Path, nargs="?", default=Path("smollm2"))
+    asked.add_argument("models", type=Path, nargs="*", default=[Path("smollm2")])
     asked.add_argument("--json", type=Path)
     asked.add_argument("--threads", type=int, default=2)
     asked.add_argument("--rounds", type=int, default=5)
@@ -230,21 +234,28 @@ def main() -> None:
     asked.add_argument("--forms", default="as stored,q8,q4,fp32")
     asked.add_argument("--busy", action="store_true")
     given = asked.parse_args()
-    clock = time.thread_time if given.busy else time.perf_counter
     given.threads = 1 if given.busy else given.threads
     torch.set_num_threads(given.threads)
-    try:
-        given.model = ready_path(given.model)
-    except PolyformerError as error:
-        print(error)
-        return
-    loaded = pf.load(given.model)
+    found = []
+    for model in given.models:
+        try:
+            found.append(measured(ready_path(model), given))
+        except PolyformerError as error:
+            print(error)
+    if given.json is not None and found:
+        given.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def measured(file: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """Measure one file, print its table, and return it."""
+    clock = time.thread_time if given.busy else time.perf_counter
+    loaded = pf.load(file)
     ids = loaded.texts.encode(TEXT)
     with torch.inference_mode():
         wanted = loaded.model(input_ids=torch.tensor([ids])).logits[0]
-    contenders = [native(given.model, form, given.threads, ids, wanted) for form in given.forms.split(",")]
+    contenders = [native(file, form, given.threads, ids, wanted) for form in given.forms.split(",")]
     contenders.append(pytorch(loaded.model))
-    peer = llama_cpp(given.model, given.threads)
+    peer = llama_cpp(file, given.threads)
     contenders += [] if peer is None else [peer]
     numbers = np.ones(2**26, dtype=np.float32)
     speeds = []
@@ -253,23 +264,40 @@ def main() -> None:
             one.clock = clock
             one.round(given.tokens)
             speeds.append(bandwidth(numbers, given.threads, clock))
-    report(contenders, statistics.median(speeds), given.json)
+    return report(file, contenders, peer, statistics.median(speeds))
 
 
-def report(contenders: list[Contender], speed: float, file: Path | None) -> None:
-    """Print the table, and write it as JSON."""
-    print(f"memory is read at {speed / 1e9:.1f} GB/s; tokens a second, medians")
-    print(f"{'':22}{'alone':>9}{'of bound':>10}{'8 at once':>11}{'prompt':>9}{'logit error':>13}")
+def report(file: Path, contenders: list[Contender], peer: Contender | None, speed: float) -> dict[str, Any]:
+    """Print the table, and return it."""
+    print(f"{file.name}: memory is read at {speed / 1e9:.1f} GB/s; tokens a second, medians (times llama.cpp's)")
+    print(f"{'':22}{'alone':>17}{'of bound':>10}{'8 at once':>17}{'prompt':>17}{'logit error':>13}")
     rows: list[dict[str, Any]] = []
     for one in contenders:
         found = {what: one.median(what) for what in ("alone", "together", "prompt")}
+        ratios = {what: ratio(found[what], peer and peer.median(what)) for what in found}
         bound = None if not one.bytes else (found["alone"] or 0) * one.bytes / speed
-        rows.append({"name": one.name, **found, "share of the bound": bound, "logit error": one.error})
-        cells = [f"{found['alone']:9.1f}", f"{bound:10.0%}" if bound else " " * 10]
-        cells += [f"{found['together']:11.1f}" if found["together"] else " " * 11, f"{found['prompt']:9.0f}"]
-        print(f"{one.name:22}{''.join(cells)}{f'{one.error:13.2%}' if one.error is not None else ''}")
-    if file is not None:
-        file.write_text(json.dumps({"bytes a second": speed, "contenders": rows}, indent=1) + "\n")
+        row = {
+            "name": one.name,
+            **found,
+            "times llama.cpp": ratios,
+            "share of the bound": bound,
+            "logit error": one.error,
+        }
+        rows.append(row)
+        alone, together, read = (cell(found[what], ratios[what]) for what in found)
+        share, error = f"{bound:.0%}" if bound else "", "" if one.error is None else f"{one.error:.2%}"
+        print(f"{one.name:22}{alone:>17}{share:>10}{together:>17}{read:>17}{error:>13}")
+    return {"file": file.name, "bytes a second": speed, "contenders": rows}
+
+
+def ratio(found: float | None, peer: float | None) -> float | None:
+    """Return how many times the peer's figure it is."""
+    return found / peer if found and peer else None
+
+
+def cell(found: float | None, times: float | None) -> str:
+    """Return a figure, and how many times the peer's it is."""
+    return "" if found is None else f"{found:.1f}" + ("" if times is None else f" ({times:.2f} ×)")
 
 
 if __name__ == "__main__":

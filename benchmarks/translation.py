@@ -33,8 +33,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from polyformer.generate import Search, SpecialTokens, search
+from polyformer.generate import Search, SpecialTokens, Text, search, search_slots
 from polyformer.loaded import load
+from polyformer.native.kinds import Precision
+from polyformer.native.library import library
+from polyformer.native.machine import Machine
+from polyformer.native.runner import NativeRunner, runner
 from polyformer.parts.model import TransformerPart
 
 Output = list[list[int]]
@@ -166,6 +170,20 @@ def ours(name: str, model: TransformerPart, settings: Search, sizes: Sizes) -> C
     return Contender(name, lambda sources, batch: in_batches(sources, batch, translate))
 
 
+def native(model: TransformerPart, settings: Search, sizes: Sizes, weights: Precision, threads: int) -> Contender:
+    """Return the same search over the native runtime, in whose slots sentences come and go."""
+    special = SpecialTokens(bos=sizes.pad, eos=EOS, pad=sizes.pad)
+    runners: dict[int, NativeRunner] = {}
+
+    def translate(sources: Output, batch: int) -> Output:
+        if batch not in runners:
+            runners[batch] = runner(model, weights, Machine(settings.beams * batch, 512, threads))
+        texts = [Text((sizes.pad,), row) for row in sources]
+        return [found[0].ids for found in search_slots(runners[batch], texts, settings, special)]
+
+    return Contender(f"native {weights}", translate)
+
+
 def hugging_face(model: Any, sizes: Sizes) -> Contender:
     """Return the reference, with the settings of its own generation config."""
 
@@ -267,6 +285,9 @@ def contenders(options: argparse.Namespace, sizes: Sizes, folder: Path) -> list[
     loaded = load(folder)
     settings = loaded.recommended()
     found = [ours("polyformer", loaded.model, settings, sizes), hugging_face(reference, sizes)]
+    if library() is not None:
+        kinds: tuple[Precision, ...] = ("fp32", "q8")
+        found += [native(loaded.model, settings, sizes, kind, options.threads) for kind in kinds]
     if options.bf16:
         found.append(ours("polyformer bf16", load(folder, dtype=torch.bfloat16).model, settings, sizes))
     try:

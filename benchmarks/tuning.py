@@ -192,9 +192,8 @@ def alone(name: str, sizes: argparse.Namespace, folder: Path) -> dict[str, float
         assert peft.LoraConfig, transformers.LlamaForCausalLM
     before = resident(highest=False)
     one = contender(name, sizes, folder)
-    one.step()  # makes what is made once: the optimiser's state, and pages of the weights read
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    one.step()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # what loading took is another matter
+    one.step()  # reads all weights, and makes the optimiser's state
     process = resident() - before
     taken = memory_of(lambda: [torch.tensor(one.step())])
     state = sum(t.numel() * t.element_size() for t in _states(one))

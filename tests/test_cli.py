@@ -21,6 +21,7 @@ from polyformer.data.tokenizer import PairTokenizer
 from polyformer.data.vocabulary import TokenizerRecipe
 from polyformer.families.transformer import AttentionChoice, Depth, FeedForwardChoice, NormChoice, Transformer2017
 from polyformer.loaded import Loaded, load, save
+from polyformer.native.library import library
 from polyformer.parts import (
     Causal,
     Chain,
@@ -139,6 +140,18 @@ class TestTranslate:
         assert (first["source"], second["source"]) == ("one", "öffnen")
         assert len(first["translations"]) == 2
         assert first["translations"][0].keys() >= {"text", "score", "log_probability", "tokens"}
+
+    def test_natively_and_in_pytorch(self, run: Path) -> None:
+        """The default runs natively where that is compiled; `generate` tells how fast a search was."""
+        plain = say("translate", run, "one two", "save file", "--weights", "pytorch")
+        assert say("translate", run, "one two", "save file") == plain
+        assert "there are no weights 'q5'" in say("translate", run, "one", "--weights", "q5", status=1)
+        for weights in ("pytorch", "fp32") if library() is not None else ("pytorch",):
+            asked = ("generate", run, "one two", "--max-tokens", "9", "--json", "--weights", weights)
+            told = json.loads(say(*asked, "--stats"))
+            assert told["stats"]["written"] > 0
+            assert told["stats"]["steps"] > 0
+            assert "stats" not in json.loads(say(*asked))
 
     def test_a_beam_widens_for_nbest(self, run: Path) -> None:
         assert len(say("translate", run, "one", "--nbest", "6").splitlines()) == 6

@@ -19,6 +19,7 @@ from polyformer.errors import DataError, PolyformerError, SpecError
 from polyformer.generate import MinP, RepetitionPenalty, Sampling
 from polyformer.loaded import Loaded, Writer, kept, load, load_to_write, open_writer
 from polyformer.loaded.own import save_own
+from polyformer.native.machine import processors
 from polyformer.native.plan import Plan
 from polyformer.weights.folders import staged_folder
 from polyformer.weights.gguf import read_gguf
@@ -63,9 +64,10 @@ def written(opened: Writer | Loaded, settings: Sampling) -> list[tuple[list[int]
 
 
 def opened(path: Path) -> Writer:
-    """Open what has a plan."""
+    """Open what has a plan, and wait for its weights: the tests write other files in the place of this one."""
     found = open_writer(path)
     assert isinstance(found, Writer)
+    assert found.packing.done() is not None
     return found
 
 
@@ -174,15 +176,21 @@ def test_a_plan_must_fit_itself(plans: Path, file: Path) -> None:
     assert not plan.replace(origins=(renamed, *plan.origins[1:])).fits(read)
 
 
+def joined() -> None:
+    """Wait for packing that was given up."""
+    for thread in [one for one in threading.enumerate() if one.name == "packing"]:
+        thread.join()
+
+
 def test_a_broken_tokenizer_stops_the_packing(plans: Path, file: Path) -> None:
     file_of("llama", ("Q8_0", "Q4_1"), file, TOKENIZER | {"tokenizer.ggml.model": "gpt3"})
     with pytest.raises(DataError, match="did you mean"):
         open_writer(file)
-    for thread in [one for one in threading.enumerate() if one.name == "packing"]:
-        thread.join()
+    joined()
     larger = TOKENIZER | {"tokenizer.ggml.tokens": [*LETTERS, "one more"]}
     with pytest.raises(SpecError, match=f"the tokenizer has {WORDS + 1} tokens, but the model only {WORDS}"):
         open_writer(file_of("llama", ("Q8_0", "Q4_1"), file, larger))
+    joined()
 
 
 def test_guesses_of_a_writer(plans: Path, file: Path) -> None:
@@ -190,8 +198,8 @@ def test_guesses_of_a_writer(plans: Path, file: Path) -> None:
     engine = found.engine(1, guess="lookup")
     (request,) = found.requests(["the the the the"], Sampling(limit=10))
     assert engine.submit(request).result().ids == found.engine(1).submit(request).result().ids
-    with pytest.raises(SpecError, match="load it there, with --weights pytorch"):
-        found.engine(1, guess="1")
+    with pytest.raises(SpecError, match="only lookup guesses where a model is run from its file"):
+        found.engine(1, guess="early=1")
 
 
 @pytest.fixture(scope="module")
@@ -257,3 +265,19 @@ def test_what_no_plan_can_say_is_loaded(plans: Path, tmp_path: Path) -> None:
     bert(tmp_path, "BertModel")
     assert isinstance(open_writer(tmp_path), Loaded)
     assert not plans.exists()
+
+
+def test_threads_are_counted_as_pytorch_counts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert processors() == torch.get_num_threads()
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,2")
+    assert processors() == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "no")
+    assert processors() >= 1
+    if not hasattr(os, "sched_getaffinity"):
+        return
+    monkeypatch.setattr("os.sched_getaffinity", lambda number: {0, 1, 2, 5})
+    monkeypatch.setattr("polyformer.native.machine.TOPOLOGY", f"{tmp_path}/{{}}")
+    for one, siblings in ((0, "0-1"), (1, "0-1"), (2, "2")):
+        (tmp_path / str(one)).write_text(siblings)
+    assert processors() == 3

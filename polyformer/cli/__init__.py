@@ -31,8 +31,8 @@ from polyformer.cli.common import (
     fail,
     lines_of_input,
     load_model,
-    load_translator,
 )
+from polyformer.cli.opening import Opening
 from polyformer.errors import DataError, RunError, SpecError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def translate(
     as_json: AsJson = False,
 ) -> None:
     """Translate texts, or the lines of standard input."""
-    loaded = load_translator(run, weights, adapter)
+    loaded = Opening(adapter, weights).loaded(run)
     settings = _search(loaded, beam, nbest)
     for some in [texts] if texts else lines_of_input():
         for text, found in zip(some, loaded.translate(some, settings, to), strict=True):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polyformer.cli.common import AsJson, Force, Guess, Model, Weights, app, load_writer
+from polyformer.cli.common import AsJson, Force, Model, app
+from polyformer.cli.opening import opening
 from polyformer.cli.progress import counting
 from polyformer.errors import RunError, SpecError, suggest
 
@@ -85,14 +86,14 @@ def attention(
 
 
 @bench.command(epilog="Example: polyformer bench generate smollm2 --together 1,8 --guess lookup --json")
+@opening
 def generate(
     model: Model,
+    opened: Any,
     together: Annotated[str, typer.Option(metavar="N,N,…", help="How many texts at once.")] = "1,8",
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 128,
     written: Annotated[int, typer.Option("--max-tokens", min=2, help="Tokens that are written behind each.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="Of which medians are told.")] = 3,
-    guess: Guess = None,
-    weights: Weights = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how fast a model writes: one text, and several at once."""
@@ -104,8 +105,8 @@ def generate(
     if not all(count.strip().isdigit() for count in together.split(",")):
         raise RunError(f"--together wants numbers with commas between them, not '{together}'")
     asked = Writing(prompt, written, tuple(int(count) for count in together.split(",")), rounds)
-    loaded = load_writer(model, weights, guess)
-    rates = measure(lambda count: loaded.engine(count, guess=guess), asked)
+    loaded = opened.writer(model)
+    rates = measure(lambda count: loaded.engine(count, guess=opened.guess), asked)
     if as_json:
         told = {"model": str(model), "weights": loaded.native or "pytorch", "asked": asked.to_data()}
         typer.echo(json.dumps(told | rates.to_data()))
@@ -115,7 +116,7 @@ def generate(
         figures = (f"{rate.read:,.0f}", f"{rate.written:,.1f}", f"{rate.written / rates.rates[0].written:.2f}")
         table.add_row(str(rate.together), *figures, f"{rate.first:.2f}", f"{rate.cache / 1e6:,.1f}")
     Console().print(table)
-    if guess is not None:
+    if opened.guess is not None:
         right = f"{rates.guesses.acceptance:.0%} of {rates.guesses.guessed:,} guesses were right"
         typer.echo(f"{right}; a pass that judged some wrote {rates.guesses.gain:.2f} tokens in the mean")
 

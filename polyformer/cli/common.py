@@ -7,16 +7,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from polyformer.errors import DataError, PolyformerError, RunError
+from polyformer.errors import DataError, PolyformerError
 
 if TYPE_CHECKING:
-    from polyformer.loaded import Loaded, Writer
-    from polyformer.native.kinds import Precision
+    from polyformer.loaded import Loaded
 
 INTERRUPTED = 130
 
@@ -128,37 +127,3 @@ def _decoded(line: bytes, number: int) -> str:
         return line.decode("utf-8").rstrip("\r")
     except UnicodeDecodeError as error:
         raise DataError(f"standard input, line {number}: not UTF-8 at byte {error.start + 1} of the line") from None
-
-
-def load_writer(
-    model: Path, weights: str | None, guess: str | None = None, adapter: Path | None = None
-) -> Loaded | Writer:
-    """Open a model that is to write, natively where it can; `weights` says how its matrices are held (`Weights`)."""
-    if weights == "pytorch" or adapter is not None or guess not in (None, "lookup"):
-        return load_translator(model, weights, adapter)  # blocks of the model itself, if they guess, must be in memory
-    from polyformer.loaded import open_writer
-
-    return open_writer(model, _precision(weights))
-
-
-def load_translator(model: Path, weights: str | None, adapter: Path | None = None) -> Loaded:
-    """Load a model whose searches run natively where they can."""
-    if weights == "pytorch":
-        return load_model(model, adapter)
-    if adapter is not None:
-        from polyformer.loaded.adapted import to_write
-
-        return to_write(load_model(model, adapter), _precision(weights))
-    from polyformer.loaded import load_to_write
-
-    return load_to_write(model, _precision(weights))
-
-
-def _precision(weights: str | None) -> Precision | None:
-    from polyformer.native.kinds import Precision
-
-    kinds: tuple[Precision, ...] = get_args(Precision)
-    asked = weights and weights.replace("-", " ")
-    if asked is not None and asked not in kinds:
-        raise RunError(f"there are no weights '{weights}'; choose one of {', '.join(kinds)}, pytorch")
-    return next((kind for kind in kinds if kind == asked), None)

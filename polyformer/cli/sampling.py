@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from polyformer.cli.gather import Verb, gathers
 
 if TYPE_CHECKING:
     from polyformer.generate import Sampling
@@ -31,32 +31,13 @@ FLAGS: dict[str, Any] = {
 DEFAULTS: dict[str, Any] = {"limit": 64, "temperature": 0.0, "seed": 0}
 
 
-def samples(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def samples(**defaults: Any) -> Callable[[Verb], Verb]:
     """Give a verb the options above in place of its parameter `sampling`, which gets what they say together.
 
     Args:
         defaults: values of options that are not those of `generate`.
     """
-    values = {**dict.fromkeys(FLAGS), **DEFAULTS, **defaults}
-
-    def change(verb: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(verb)
-        def call(**given: Any) -> None:
-            verb(sampling=asked({name: given.pop(name) for name in FLAGS}), **given)
-
-        own = inspect.signature(verb, eval_str=True).parameters.values()
-        flags = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=values[name], annotation=kind)
-            for name, kind in FLAGS.items()
-        ]
-        kept = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own if one.name != "sampling"]
-        first = [one for one in kept if one.default is inspect.Parameter.empty]
-        rest = [one for one in kept if one.default is not inspect.Parameter.empty]
-        call.__signature__ = inspect.Signature([*first, *rest, *flags])  # type: ignore[attr-defined]
-        call.__annotations__ = {one.name: one.annotation for one in (*first, *rest, *flags)}
-        return call
-
-    return change
+    return gathers("sampling", FLAGS, {**DEFAULTS, **defaults}, asked)
 
 
 def asked(values: dict[str, Any]) -> Sampling:

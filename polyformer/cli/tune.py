@@ -5,19 +5,29 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from polyformer.cli.common import INTERRUPTED, AsJson, Force, Model, Settings, app, fail, load_model
 from polyformer.errors import RunError, suggest
 
-METHODS: dict[str, dict[str, Any]] = {
-    "full": {"type": "Full"},
-    "lora": {"type": "Adapt", "change": {"type": "LoraChange"}},
-    "dora": {"type": "Adapt", "change": {"type": "DoraChange"}},
-    "ia3": {"type": "Adapt", "change": {"type": "Ia3Change"}},
-    "qlora": {"type": "Adapt", "change": {"type": "LoraChange"}, "quantised": {}},
+
+class Named(NamedTuple):
+    """A method of the command line: the record that it stands for, and the learning rate that it begins with."""
+
+    data: dict[str, Any]
+    rate: float
+
+
+METHODS: dict[str, Named] = {
+    "full": Named({"type": "Full"}, 2e-5),
+    "lora": Named({"type": "Adapt", "change": {"type": "LoraChange"}}, 2e-4),
+    "qlora": Named({"type": "Adapt", "change": {"type": "LoraChange"}, "quantised": {}}, 2e-4),
+    "dora": Named({"type": "Adapt", "change": {"type": "DoraChange"}}, 2e-4),
+    "ia3": Named({"type": "Adapt", "change": {"type": "Ia3Change"}}, 3e-3),
+    "prefix": Named({"type": "Adapt", "change": {"type": "PrefixChange"}}, 1e-2),
+    "prompt": Named({"type": "Adapt", "change": {"type": "PromptChange"}}, 3e-2),
 }
 
 Method = Annotated[str, typer.Option(metavar="METHOD", help=f"Which weights change: {', '.join(METHODS)}.")]
@@ -94,18 +104,14 @@ def merge(
 
 def _recipe(model: Path, data: Path, out: Path, method: str) -> dict[str, Any]:
     """Return the recipe of a call, as data, with the learning rate that the method begins with."""
-    from polyformer.spec import Record
-    from polyformer.train.tuning import TuneMethod
-
     if method not in METHODS:
         raise RunError(f"there is no method '{method}'{suggest(method, METHODS)}")
-    kind = Record.registry[METHODS[method]["type"]]
-    assert issubclass(kind, TuneMethod)
+    found = METHODS[method]
     return {
         "type": "TuneRecipe",
         "name": out.name,
         "base": str(model),
         "data": {"path": str(data)},
-        "method": copy.deepcopy(METHODS[method]),
-        "train": {"schedule": {"type": "Cosine", "peak": kind.rate, "warmup": 10}},
+        "method": copy.deepcopy(found.data),
+        "train": {"schedule": {"type": "Cosine", "peak": found.rate, "warmup": 10}},
     }

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from polyformer.cli.common import Adapter, AsJson, Guess, Model, Weights, app, lines_of_input, load_writer
+from polyformer.cli.common import AsJson, Model, app, lines_of_input
+from polyformer.cli.opening import opening
 from polyformer.cli.sampling import samples
 from polyformer.errors import PolyformerError, RunError
 
@@ -30,28 +31,27 @@ LEAVE = ("/exit", "/quit")
 
 
 @app.command(epilog='Example: polyformer generate smollm2 "The capital of France is" --max-tokens 20 --stats')
+@opening
 @samples()
 def generate(
     model: Model,
     sampling: Any,
+    opened: Any,
     prompts: Texts = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="Each text is a message, put in the model's chat template.")
     ] = False,
-    adapter: Adapter = None,
-    weights: Weights = None,
-    guess: Guess = None,
     as_json: AsJson = False,
     stats: Stats = False,
 ) -> None:
     """Continue texts, or answer them with an encoder-decoder model, all together, and print them as they come."""
-    loaded = load_writer(model, weights, guess, adapter)
+    loaded = opened.writer(model)
     searches = loaded.reads_source and not sampling.temperature
-    if searches and guess is not None:
+    if searches and opened.guess is not None:
         raise RunError(
             "a search judges all that it writes; --guess is for texts that are sampled or taken as they come"
         )
-    engine = None if searches and not chat else loaded.engine(guess=guess)
+    engine = None if searches and not chat else loaded.engine(guess=opened.guess)
     for some in [prompts] if prompts else lines_of_input():
         if engine is None:
             _searched(cast("Loaded", loaded), some, sampling, as_json, stats)
@@ -73,14 +73,13 @@ def generate(
 
 
 @app.command(epilog="Example: polyformer chat smollm2 --system 'Answer in one sentence.'")
+@opening
 @samples(limit=512, temperature=0.7, top_p=0.9)
 def chat(
     model: Model,
     sampling: Any,
+    opened: Any,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told first.")] = None,
-    adapter: Adapter = None,
-    weights: Weights = None,
-    guess: Guess = None,
     stats: Stats = False,
 ) -> None:
     """Talk with a model: /clear begins anew, /exit leaves, and an interrupt stops an answer.
@@ -89,9 +88,9 @@ def chat(
     """
     from polyformer.generate import Capacity
 
-    loaded = load_writer(model, weights, guess, adapter)
+    loaded = opened.writer(model)
     first = [] if system is None else [{"role": "system", "content": system}]
-    talk = Talk(loaded, loaded.engine(2, Capacity(kept=1), guess), sampling, list(first))
+    talk = Talk(loaded, loaded.engine(2, Capacity(kept=1), opened.guess), sampling, list(first))
     if sys.stdin.isatty():
         if sampling.temperature:  # tokens are drawn by PyTorch, which is there then when the first line is typed
             threading.Thread(target=importlib.import_module, args=("torch",)).start()

@@ -31,6 +31,7 @@ from polyformer.spec import Record
 ASSISTANT = "assistant"
 
 Prompts = Literal["chat", "plain"]
+Packing = Literal["apart", "joined", "padded"]
 
 
 class TurnRecipe(Record):
@@ -40,13 +41,13 @@ class TurnRecipe(Record):
         length: the most tokens of a row; what is longer is cut at its end, and counted. None: the model's own, or 1024.
         tokens: the most tokens of a batch.
         packing: "apart" puts several conversations into a row and keeps them apart by `SameDocument`; "joined" lets
-            them see those before them; "padded" gives each a row of its own.
+            them see those before them; "padded" gives each a row of its own. None: apart where the model's parts can.
         seed: of the order.
     """
 
     length: int | None = None
     tokens: int = 2048
-    packing: Literal["apart", "joined", "padded"] = "apart"
+    packing: Packing | None = None
     seed: int = 0
 
     def check(self) -> None:
@@ -104,10 +105,12 @@ class Renderer:
     Attributes:
         tokenizer: the model's.
         prompts: how a prompt and its completion are put: as a user's and the model's messages, or one behind the other.
+        before: ids that the model is given before every text, as a trained prompt has.
     """
 
     tokenizer: TextTokenizer
     prompts: Prompts
+    before: tuple[int, ...] = ()
     known: set[str] = field(default_factory=lambda: {ASSISTANT})
 
     def __post_init__(self) -> None:
@@ -124,23 +127,29 @@ class Renderer:
         """
         data = example.data
         if "messages" not in data and self.prompts == "plain":
-            return self._plain(data["prompt"], data["completion"], example.where), self.tokenizer.eos_id is not None
-        messages = data["messages"] if "messages" in data else as_messages(data)
-        try:
-            return self._chat(messages, data.get("tools"))
-        except DataError as error:
-            raise DataError(f"{example.where}: {error}") from None
+            found, ended = (
+                self._plain(data["prompt"], data["completion"], example.where),
+                self.tokenizer.eos_id is not None,
+            )
+        else:
+            messages = data["messages"] if "messages" in data else as_messages(data)
+            try:
+                found, ended = self._chat(messages, data.get("tools"))
+            except DataError as error:
+                raise DataError(f"{example.where}: {error}") from None
+        return Turns([*self.before, *found.ids], [False] * len(self.before) + found.asked), ended
 
     def prompt(self, data: Mapping[str, Any]) -> tuple[list[int], str, str]:
         """Return what a model is given to say an example's last answer: ids, the text of it, and what stands there."""
         if "messages" not in data and self.prompts == "plain":
-            return self._before(data["prompt"]), data["prompt"], data["completion"]
+            return [*self.before, *self._before(data["prompt"])], data["prompt"], data["completion"]
         assert self.template is not None
         messages = data["messages"] if "messages" in data else as_messages(data)
         last = max(i for i, message in enumerate(messages) if message.get("role") == ASSISTANT)
         text = self.template.render(messages[:last], data.get("tools"))
         answer = messages[last].get("content")
-        return self.tokenizer.encode_rendered(text), str(text), answer if isinstance(answer, str) else str(answer)
+        ids = [*self.before, *self.tokenizer.encode_rendered(text)]
+        return ids, str(text), answer if isinstance(answer, str) else str(answer)
 
     def _plain(self, prompt: str, completion: str, where: str) -> Turns:
         if not completion:

@@ -155,7 +155,7 @@ class SlotForest:
     def __init__(self, runner: Runner, texts: Sequence[Text], counts: Counts, beside: SlotForest | None = None) -> None:
         self.runner, self.texts, self.counts, self.first = runner, texts, counts, beside
         self.vocabulary, self.like = runner.vocabulary, torch.zeros(1)
-        self._pool: _Pool = _Pool(list(range(runner.slots))) if beside is None else beside._pool
+        self._pool = _Pool(list(range(runner.slots)))
         self._sentences: list[int] = []
         self._slots: list[int] = []  # of each branch [N · W]; -1 where it isn't live
         self._length: dict[int, int] = {}
@@ -246,7 +246,9 @@ class SlotForest:
 
     def beside(self) -> SlotForest:
         """Return one that takes its slots from those of this one."""
-        return SlotForest(self.runner, self.texts, self.counts, self)
+        found = SlotForest(self.runner, self.texts, self.counts, self)
+        found._pool = self._pool
+        return found
 
     def close(self) -> None:
         """Clear all slots."""

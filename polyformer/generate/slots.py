@@ -397,7 +397,8 @@ def runner_of(model: TransformerPart, slots: int = 16, positions: int | None = N
 
 def _vocabulary(embed: Record | None) -> int | None:
     sizes = [one.vocabulary for _, one in walk(embed) if isinstance(one, TokenEmbedding)] if embed else []
-    return sizes[0] if sizes else None
+    prompts = [one.first + one.tokens for _, one in walk(embed) if isinstance(one, Prompt)] if embed else []
+    return max(sizes[0], *prompts, 0) if sizes else None
 
 
 def _given(spec: Record, name: str) -> Record | None:

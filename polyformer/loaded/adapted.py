@@ -17,8 +17,9 @@ from polyformer.native.builder import LoweringError
 from polyformer.native.kinds import Precision
 from polyformer.native.library import required
 from polyformer.native.lowering import lower
+from polyformer.parts.model import Transformer, TransformerPart
 from polyformer.swap import Drift
-from polyformer.tune import attach, merge, read_adapter, write_adapter
+from polyformer.tune import attach, merge, prompt_ids, read_adapter, write_adapter
 from polyformer.weights import strict_json
 
 
@@ -41,7 +42,14 @@ def with_adapter(loaded: Loaded, folder: str | Path) -> Loaded:
         loaded, drawn = with_head(loaded, answers, tuple(map(str, said.get("labels", ()))))
     family = _family(loaded)
     own = read_adapter(folder, loaded.model, family, base="any" if drawn else "same")
-    return dataclasses.replace(loaded, model=attach(loaded.model, own).eval())
+    model = attach(loaded.model, own).eval()
+    return dataclasses.replace(loaded, model=model, before=prompt_ids(own_spec(model)))
+
+
+def own_spec(model: TransformerPart) -> Transformer:
+    """Return a model's spec."""
+    assert isinstance(model.spec, Transformer)
+    return model.spec
 
 
 def merged(loaded: Loaded) -> tuple[Loaded, Drift | None]:

@@ -56,6 +56,7 @@ class Loaded:
         folder: where it was loaded from.
         labels: what a classifier's outputs mean.
         pooling: turns rows into a text's vector, where the folder says how (sentence-transformers).
+        before: ids that stand before every text, where the model has a trained prompt.
         files: what else lies in the folder and belongs to the model, written back unchanged.
         native: how matrices are held where the engine, and searches, run natively; None where they run in PyTorch.
         packed: the model made ready for that, and by which weights.
@@ -71,6 +72,7 @@ class Loaded:
     pooling: Pooling | None = None
     files: dict[str, bytes] = field(default_factory=dict, repr=False)
     native: Precision | None = None
+    before: tuple[int, ...] = ()
     packed: tuple[object, NativeModel] | None = field(default=None, repr=False)
 
     @property

@@ -136,7 +136,7 @@ def requests_for(loaded: Loaded, texts: Sequence[str], settings: Sampling) -> li
     if loaded.model.decoder is None:
         raise SpecError("writing a text needs a decoder with a language model head; this model has none")
     if loaded.model.encoder is None:
-        return continuing(loaded, loaded.texts.encode_batch(list(texts)), settings)
+        return continuing(loaded, _prompted(loaded, loaded.texts.encode_batch(list(texts))), settings)
     from polyformer.generate import Request
 
     pairs = loaded.pairs
@@ -153,7 +153,12 @@ def chat_requests_for(loaded: Loaded, conversations: Sequence[Sequence[Message]]
     """Return what answers conversations by the model's chat template."""
     if loaded.model.encoder is not None:
         raise SpecError("a conversation needs a decoder-only model; this one has an encoder (see generate)")
-    return continuing(loaded, chat_rows(loaded.texts, conversations), settings)
+    return continuing(loaded, _prompted(loaded, chat_rows(loaded.texts, conversations)), settings)
+
+
+def _prompted(loaded: Loaded, rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Put the ids of a trained prompt before each text."""
+    return [[*loaded.before, *row] for row in rows]
 
 
 def chat_rows(texts: TextTokenizer, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:

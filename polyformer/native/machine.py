@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -32,6 +33,10 @@ RETRACTS = 64
 """Tokens that a slot can always be cut back by, where it has forgotten what lies before a window."""
 
 
+TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+"""Where Linux says which processors are one core."""
+
+
 class Machine(Record):
     """How programs are run.
 
@@ -51,16 +56,21 @@ class Machine(Record):
 
 
 def processors() -> int:
-    """Return how many threads may work: what PyTorch was told, where somebody uses it, or else what `OMP_NUM_THREADS`
-    says, or as many as there are processors for this program."""
+    """Return how many threads may work, by the rules of PyTorch, which is asked itself where somebody uses it.
+
+    That is what `OMP_NUM_THREADS` says, or else as many as there are cores for this program: two threads of one core
+    would only wait for each other.
+    """
     torch = sys.modules.get("torch")
     if torch is not None:
         return int(torch.get_num_threads())
     said = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     if said.isdecimal() and int(said) > 0:
         return min(int(said), 256)
-    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return min(len(own), 256)
+    if not hasattr(os, "sched_getaffinity"):
+        return min(os.cpu_count() or 1, 256)
+    places = ((one, Path(TOPOLOGY.format(one))) for one in os.sched_getaffinity(0))
+    return min(len({place.read_text() if place.exists() else str(one) for one, place in places}), 256)
 
 
 @dataclass(frozen=True)

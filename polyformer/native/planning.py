@@ -9,6 +9,7 @@ from torch import Tensor
 from polyformer.native.given import LinesOf
 from polyformer.native.lowering import lower
 from polyformer.native.plan import Origin, Plan, Store, Witness, digest
+from polyformer.parts.model import Transformer
 from polyformer.spec import Spec
 from polyformer.weights.names import Names
 
@@ -24,8 +25,10 @@ def plan_of(spec: Spec, store: Store, tensors: Mapping[str, Tensor], tables: Seq
         LoweringError: the model has a part that no program can be made of.
         WeightsError: a tensor that belongs to no part of the model, or is missing.
     """
+    if isinstance(spec, Transformer) and spec.encoder is not None:
+        return None
     program = lower(spec)
-    if program.read or any(one.made is not None for one in program.weights):
+    if any(one.made is not None for one in program.weights):
         return None
     lines = LinesOf(store, tensors, tables)
     if lines.ours != {one.path for one in program.weights}:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -67,6 +67,34 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def through_gate(activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
+    """Return activation(gate) · up; in training, what the activation gave is made again rather than kept."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or gate.dtype != up.dtype:
+        return activation(gate) * up
+    found: Tensor = GatedProduct.apply(activation, gate, up)  # type: ignore[no-untyped-call]
+    return found
+
+
+class GatedProduct(torch.autograd.Function):
+    """(activation, gate [..., F], up [..., F]) -> activation(gate) · up, of which gate and up are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
+        ctx.activation = activation
+        ctx.save_for_backward(gate, up)
+        return activation(gate) * up
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        with torch.enable_grad():
+            again = gate.detach().requires_grad_()
+            shown = ctx.activation(again)
+        (of_gate,) = torch.autograd.grad(shown, again, gradient * up)
+        return None, of_gate, gradient * shown.detach()
+
+
 class FeedForwardPart(Part):
     """x [B, S, D] -> [B, S, D]."""
 
@@ -85,7 +113,7 @@ class FeedForwardPart(Part):
             hidden = self.activation(self.up(x, flow))
         else:
             gated, plain = (x, x) if self.gate_up is None else self.gate_up(x, flow).chunk(2, -1)
-            hidden = self.activation(self.gate(gated, flow)) * self.up(plain, flow)
+            hidden = through_gate(self.activation, self.gate(gated, flow), self.up(plain, flow))
         if self.dropout is not None:
             hidden = self.dropout(hidden, flow)
         return self.down(hidden, flow)

@@ -53,6 +53,18 @@ class AffinePart(Part):
         """Return W [outputs, inputs] as floating-point numbers."""
         return self.spec.matrix({**dict(self.named_parameters()), **dict(self.named_buffers())})
 
+    def frozen(self, kind: torch.dtype) -> bool:
+        """Tell whether W doesn't learn, and products with rows of this type are made in it."""
+        return False
+
+    def times(self, rows: Tensor) -> Tensor:
+        """Return x Wᵀ [N, outputs] for rows x [N, inputs], outside of any graph; see `frozen`."""
+        raise NotImplementedError
+
+    def times_back(self, gradient: Tensor) -> Tensor:
+        """Return g W [N, inputs], the gradient of the rows, for that of the answer g [N, outputs]."""
+        raise NotImplementedError
+
 
 class Linear(Affine):
     """y = x Wᵀ + b, with W [outputs, inputs]. Starts from Xavier's uniform distribution (Glorot and Bengio 2010)."""
@@ -78,3 +90,12 @@ class LinearPart(AffinePart):
 
     def forward(self, x: Tensor, flow: Flow | None = None) -> Tensor:
         return F.linear(x, self.weight, self.bias)
+
+    def frozen(self, kind: torch.dtype) -> bool:
+        return not self.weight.requires_grad and self.weight.dtype == kind
+
+    def times(self, rows: Tensor) -> Tensor:
+        return rows @ self.weight.detach().mT
+
+    def times_back(self, gradient: Tensor) -> Tensor:
+        return gradient @ self.weight.detach()

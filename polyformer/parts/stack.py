@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from polyformer.parts.part import Part, name_slots
 from polyformer.spec import Spec
@@ -62,14 +64,19 @@ class Repeat(Spec):
 
 
 class StackPart(Part):
-    """x [B, S, D] -> [B, S, D]."""
+    """x [B, S, D] -> [B, S, D].
+
+    Attributes:
+        recompute: keep of each block, where gradients are wanted, the rows that go in alone, and walk it once more for
+            the way back (Chen et al. 2016).
+    """
 
     blocks: nn.ModuleList
     norm: Part | None
 
     def __init__(self, spec: Stack) -> None:
         super().__init__(spec)
-        self.layerdrop = spec.layerdrop
+        self.layerdrop, self.recompute = spec.layerdrop, False
         name_slots(self.blocks)
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
@@ -78,9 +85,21 @@ class StackPart(Part):
             if self.training and self.layerdrop and float(torch.rand(())) < self.layerdrop:
                 continue
             flow.path = f"{outer}{i}."
-            x = block(x, flow)
+            x = _walked_again(block, x, flow) if self.recompute and torch.is_grad_enabled() else block(x, flow)
         flow.path = outer
         return x if self.norm is None else self.norm(x, flow)
+
+
+def _walked_again(block: nn.Module, x: Tensor, flow: Flow) -> Tensor:
+    """Walk a block that will be walked again; what layers share each walk makes for itself, or the two would differ."""
+    path, made = flow.path, dict(flow._made)
+
+    def walk(x: Tensor) -> Tensor:
+        found: Tensor = block(x, replace(flow, path=path, _made=dict(made)))
+        return found
+
+    answer: Tensor = checkpoint(walk, x, use_reentrant=False)
+    return answer
 
 
 class PyramidPart(Part):

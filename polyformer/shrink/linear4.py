@@ -142,26 +142,34 @@ class Linear4Part(AffinePart):
         y: Tensor = Product4.apply(x, self, product).to(kind)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias.to(kind)
 
+    def frozen(self, kind: torch.dtype) -> bool:
+        return self.spec.compute is None or getattr(torch, self.spec.compute) == kind
+
+    def times(self, rows: Tensor) -> Tensor:
+        y = rows.new_empty(len(rows), self.spec.outputs)
+        for run, matrix in self.spec.pieces(self.tensors(), rows.dtype):
+            torch.mm(rows, matrix.mT, out=y[:, run])
+        return y
+
+    def times_back(self, gradient: Tensor) -> Tensor:
+        found = gradient.new_zeros(len(gradient), self.spec.inputs)
+        for run, matrix in self.spec.pieces(self.tensors(), gradient.dtype):
+            found.addmm_(gradient[:, run], matrix)
+        return found
+
 
 class Product4(torch.autograd.Function):
     """(x [..., I], a `Linear4Part`, the type to multiply in) -> x Wᵀ [..., O] in that type. Neither x nor W is kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, part: Linear4Part, kind: torch.dtype) -> Tensor:
-        ctx.part, ctx.kinds = part, (x.dtype, kind)
+        ctx.part, ctx.kind = part, x.dtype
         with torch.autocast(x.device.type, enabled=False):
-            rows = x.reshape(-1, x.shape[-1]).to(kind)
-            y = rows.new_empty(len(rows), part.spec.outputs)
-            for run, matrix in part.spec.pieces(part.tensors(), kind):
-                torch.mm(rows, matrix.T, out=y[:, run])
+            y = part.times(x.reshape(-1, x.shape[-1]).to(kind))
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        part, (kept, kind) = ctx.part, ctx.kinds
-        rows = gradient.reshape(-1, gradient.shape[-1])
-        found = rows.new_zeros(len(rows), part.spec.inputs)
-        for run, matrix in part.spec.pieces(part.tensors(), kind):
-            found.addmm_(rows[:, run], matrix)
-        return found.view(*gradient.shape[:-1], -1).to(kept), None, None
+        found = ctx.part.times_back(gradient.reshape(-1, gradient.shape[-1]))
+        return found.view(*gradient.shape[:-1], -1).to(ctx.kind), None, None

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from polyformer.data import Document, NextToken, Reader, RowRecipe, TextRows, encode_texts
 from polyformer.data.examples import Example, ExampleSplits, Kind
 from polyformer.data.masking import MaskedTokens, TextObjective
-from polyformer.data.turns import EncodedTurns, Renderer, TurnRows, encode_turns
+from polyformer.data.turns import EncodedTurns, Packing, Renderer, TurnRows, encode_turns
 from polyformer.errors import DataError, SpecError
 from polyformer.generate.continuing import continue_texts
 from polyformer.generate.search import positions_of
@@ -24,7 +24,7 @@ from polyformer.loaded.heads import Answers
 from polyformer.loaded.writing import context_of
 from polyformer.parts.contract import contract_of
 from polyformer.parts.heads import LMHeadPart
-from polyformer.parts.model import TransformerPart
+from polyformer.parts.model import Transformer, TransformerPart
 from polyformer.swap import Drift
 from polyformer.train.objectives import LIKELIHOOD, Aim
 from polyformer.train.tuning import TuneRecipe
@@ -72,6 +72,8 @@ class Lesson(ABC):
         aim: what is minimised.
         answer: what labels are of, where it learns such; None for words.
         new: the parameters of a head that is new.
+        packings: how its examples can be put into rows, the first that the model's parts allow; none if it has no say.
+        before: ids that stand before every text, where a prompt is trained.
     """
 
     kinds: ClassVar[tuple[Kind, ...]]
@@ -81,6 +83,8 @@ class Lesson(ABC):
     aim: Aim = LIKELIHOOD
     answer: ClassVar[Answers | None] = None
     new: tuple[str, ...] = ()
+    packings: ClassVar[tuple[Packing, ...]] = ()
+    before: tuple[int, ...] = ()
 
     def __init__(self, recipe: TuneRecipe, base: Loaded) -> None:
         self.recipe, self.base = recipe, base
@@ -151,14 +155,25 @@ class Lesson(ABC):
         batch = self.recipe.batch
         return self.recipe.replace(batch=batch.replace(length=length, tokens=max(batch.tokens, length)))
 
-    def refuse_packing(self) -> None:
-        """Raise `SpecError` where conversations are to be kept apart in a row by parts that can't."""
-        clash = contract_of(self.base.spec).get("packed")
-        if self.recipe.batch.packing == "apart" and clash is not None:
+    def packed(self, spec: Transformer) -> TuneRecipe:
+        """Return the recipe with the way in which examples are put into rows, for the model that is to be trained.
+
+        Raises:
+            SpecError: a way that was asked for, but that its parts or these examples don't allow.
+        """
+        asked, clash = self.recipe.batch.packing, contract_of(spec).get("packed")
+        if not self.packings:
+            return self.recipe
+        if asked is None:
+            asked = next(one for one in self.packings if one != "apart" or clash is None)
+        if asked == "padded" and asked not in self.packings:
+            raise SpecError("plain texts fill their rows; batch.packing can be apart or joined")
+        if asked == "apart" and clash is not None:
             raise SpecError(
                 f"{self.recipe.base} can't keep several examples of a row apart ({clash}); "
-                "give each a row of its own by --set batch.packing=padded"
+                f"leave batch.packing out, or set it to {self.packings[-1]}"
             )
+        return self.recipe.replace(batch=self.recipe.batch.replace(packing=asked))
 
 
 def spread(examples: Sequence[Example], count: int) -> list[Example]:
@@ -170,11 +185,11 @@ class Conversing(Lesson):
     """Messages, or prompts and completions: a decoder's own words are asked for."""
 
     kinds = ("messages", "completion")
+    packings = ("apart", "padded")
 
     def settled(self, splits: ExampleSplits) -> TuneRecipe:
         if self.base.model.encoder is not None or not isinstance(self.base.model.head, LMHeadPart):
             raise SpecError(f"{self.recipe.base} is no decoder that writes texts, so it can't learn to converse")
-        self.refuse_packing()
         prompts = self.task.prompts or ("plain" if self.base.texts.chat_template is None else "chat")
         return self.with_rows(self.length()).replace(task=self.task.replace(prompts=prompts))
 
@@ -211,7 +226,7 @@ class Conversing(Lesson):
         return ("chat {run}" if talks else 'generate {run} "Once upon a time"',)
 
     def _renderer(self) -> Renderer:
-        return Renderer(self.base.texts, self.task.prompts)
+        return Renderer(self.base.texts, self.task.prompts, self.before)
 
     def _ends(self, renderer: Renderer) -> tuple[int, ...]:
         own = self.base.texts.eos_id
@@ -222,6 +237,7 @@ class Reading(Lesson):
     """Plain texts, read on or with masks."""
 
     kinds = ("text",)
+    packings = ("apart", "joined")
 
     @property
     def objective(self) -> TextObjective:
@@ -242,9 +258,6 @@ class Reading(Lesson):
         model = self.base.model
         if (model.encoder is not None and model.decoder is not None) or not isinstance(model.head, LMHeadPart):
             raise SpecError(f"{self.recipe.base} has no head over the tokens of one text, so it can't learn from texts")
-        if self.recipe.batch.packing == "padded":
-            raise SpecError("plain texts fill their rows; batch.packing can be apart or joined")
-        self.refuse_packing()
         return self.with_rows(self.length())
 
     def reader(self, examples: Sequence[Example]) -> tuple[TextRows, list[str]]:

@@ -17,8 +17,10 @@ from torch import nn
 
 from polyformer.data.reader import Reader, TrainingBatch
 from polyformer.errors import RunError
+from polyformer.parts.contract import contract_of
 from polyformer.parts.kernels.features import redraw
 from polyformer.parts.model import TransformerPart
+from polyformer.parts.stack import StackPart
 from polyformer.train.averages import Weights, weights_of
 from polyformer.train.checkpoints import Training, save_checkpoint
 from polyformer.train.journal import Journal
@@ -55,6 +57,7 @@ def run(training: Training, recipe: TrainRecipe, company: Company) -> Ending:
     at once.
     """
     training.model.train()
+    _refuse_recompute(training.model, recipe)
     ending: Ending = "budget"
     saved = time.monotonic()
     with _interrupts() as asked:
@@ -101,6 +104,9 @@ def accumulate(
     """
     tokens = sum(batch.target_tokens for batch in batches)
     sums = [0.0, 0.0]
+    for stack in model.modules():
+        if isinstance(stack, StackPart):
+            stack.recompute = recipe.recompute == "blocks"
     for batch in batches:
         with precision(recipe):
             loss = aim.loss(model, batch, recipe.smoothing)
@@ -108,6 +114,12 @@ def accumulate(
         sums[0] += float(loss.objective.detach())
         sums[1] += float(loss.likelihood)
     return sums[0], sums[1], tokens
+
+
+def _refuse_recompute(model: TransformerPart, recipe: TrainRecipe) -> None:
+    clash = contract_of(model.spec).get("checkpointed")
+    if recipe.recompute == "blocks" and clash is not None:
+        raise RunError(f"{clash.part} can't be trained with recompute=blocks: {clash.term.why}")
 
 
 def precision(recipe: TrainRecipe) -> AbstractContextManager[Any]:

@@ -141,10 +141,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
         with torch.autocast(device, enabled=False):
             inputs, matrix = rows.to(kind), weight.to(kind)
-            wanted = tuple(
-                x if need else None for x, need in zip((weight, bias), ctx.needs_input_grad[1:3], strict=True)
-            )
-            gradients = Gradients.like(inputs, *wanted) if learning else None
+            needs = zip((weight, bias), ctx.needs_input_grad[1:3], strict=True)
+            gradients = Gradients.like(inputs, *(x if need else None for x, need in needs)) if learning else None
             size = min(len(rows), chunk_rows(len(weight)))
             low = torch.empty(size, len(weight), dtype=kind, device=rows.device)
             room = low.to(torch.promote_types(kind, torch.float32))  # `low` itself where that is wide enough
@@ -156,12 +154,16 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 logits = room[: len(piece)].copy_(scores)
                 if bias is not None:
                     logits += bias
-                at_label, mean = logits.gather(1, own), logits.mean(-1, keepdim=True)
+                at_label = logits.gather(1, own)
+                wanted = (
+                    (1 - smoothing) * at_label + smoothing * logits.mean(-1, keepdim=True) if smoothing else at_label
+                )
                 partition, probabilities = _softmax(logits)
                 likelihood += (partition - at_label).sum()
-                objective += (partition - (1 - smoothing) * at_label - smoothing * mean).sum()
+                objective += (partition - wanted).sum()
                 if gradients is not None:
-                    probabilities -= smoothing / len(weight)
+                    if smoothing:
+                        probabilities -= smoothing / len(weight)
                     probabilities.scatter_add_(1, own, probabilities.new_full(own.shape, smoothing - 1))
                     gradients.add(start, piece, matrix, probabilities, scores)
         ctx.gradients = gradients

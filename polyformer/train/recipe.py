@@ -25,7 +25,8 @@ class TrainRecipe(Record):
     `evaluations` are spread evenly over the budget. `patience` is the number of evaluations without a better
     validation loss after which training stops and goes back to the best weights (0: never). `clip` limits the norm
     of the gradient (0: no limit). `precision` "auto" measures which is faster on this machine, `device` "auto" takes a
-    GPU where there is one; the resolved recipe in the run folder says what they were.
+    GPU where there is one; the resolved recipe in the run folder says what they were. `recompute` "blocks" keeps of
+    each block its input alone, and makes the rest again for the gradients: a third more time, far less memory.
     """
 
     budget: Budget = Minutes(4.0)
@@ -36,6 +37,7 @@ class TrainRecipe(Record):
     accumulate: int = 1
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    recompute: Literal["nothing", "blocks"] = "nothing"
     average: Average | None = None
     evaluations: int = 10
     patience: int = 0

@@ -51,6 +51,7 @@ from polyformer.train.tuning import (
     TuneRecipe,
     TuneTask,
 )
+from polyformer.tune import prompt_ids
 from polyformer.weights.assemble import disassemble
 
 PARTS = ("train", "validation")
@@ -106,9 +107,11 @@ class OfTuning(Work[TuneRecipe]):
         self.recipe = self.recipe.replace(task=_task(self.recipe, splits.kind))
         self.recipe = self.lesson.settled(splits).replace(base_hash=hash_of(self.base.model))
         self.lesson.recipe = self.recipe
-        notes = [f"{name}: {note}" for name in PARTS for note in self.lesson.reader(getattr(splits, name))[1]]
         with torch.random.fork_rng():
-            self.recipe.method.prepare(self.lesson.headed(self.base), self.lesson.new)
+            spec = self.prepared.spec
+        self.recipe = self.lesson.recipe = self.lesson.packed(spec)
+        self._put_prompt()
+        notes = [f"{name}: {note}" for name in PARTS for note in self.lesson.reader(getattr(splits, name))[1]]
         (folder / "splits").mkdir()
         for name in PARTS:
             write_examples(folder / "splits" / f"{name}.jsonl", getattr(splits, name))
@@ -118,7 +121,8 @@ class OfTuning(Work[TuneRecipe]):
 
     def like(self, own: TuneRecipe) -> TuneRecipe:
         asked = self.recipe
-        batch = asked.batch.replace(length=asked.batch.length or own.batch.length)
+        length, packing = asked.batch.length or own.batch.length, asked.batch.packing or own.batch.packing
+        batch = asked.batch.replace(length=length, packing=packing)
         if batch.length == own.batch.length and batch.tokens < (batch.length or 0):
             batch = batch.replace(tokens=own.batch.tokens)
         task = own.task if asked.task is None or _resolves(asked.task, own.task) else asked.task
@@ -142,6 +146,9 @@ class OfTuning(Work[TuneRecipe]):
             raise RunError(
                 f"{self.recipe.base} holds another model than when this run began; put that back, or begin anew"
             )
+        with torch.random.fork_rng():
+            torch.manual_seed(self.recipe.train.seed)
+            self._put_prompt()
         found = [read_examples(folder / "splits" / f"{name}.jsonl").rows for name in PARTS]
         train, validation = (self.lesson.reader(rows)[0] for rows in found)
         return Opened(
@@ -160,13 +167,23 @@ class OfTuning(Work[TuneRecipe]):
         scores = TuneScores(held_out, figures=figures, samples=samples)
         if not lesson.answers:
             return scores
-        base = load_base(self.recipe.base).model
+        loaded = load_base(self.recipe.base)
+        plain, base = LESSONS[type(self.recipe.task)](self.recipe, loaded), loaded.model  # type: ignore[index]
+        if lesson.before:  # which the base can't read
+            validation, _ = plain.reader(examples)
         return dataclasses.replace(
             scores,
             before=lesson.aim.held_out(base, validation.in_order()),
             figures_before=lesson.figures(base, validation),
-            drift=_drift(base, model, lesson.compared(validation)),
+            drift=None if lesson.before else _drift(base, model, lesson.compared(validation)),
         )
+
+    def _put_prompt(self) -> None:
+        """Let the lesson put the ids of a trained prompt before every text."""
+        ids = prompt_ids(self.prepared.spec)
+        if ids and not isinstance(self.lesson, Conversing):
+            raise SpecError("a prompt is trained on conversations and completions; for other examples, train a prefix")
+        self.lesson.before = ids
 
     def told(self, verdict: Any) -> list[str]:
         assert isinstance(verdict, TuneScores)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import ClassVar
 
 from polyformer.data.turns import Prompts, TurnRecipe
 from polyformer.errors import SpecError
@@ -111,13 +110,7 @@ class Respond(TuneTask):
 
 
 class TuneMethod(Record, abstract=True):
-    """Which weights change, and how the result is kept.
-
-    Attributes:
-        rate: the peak of the learning rate that the command line begins with.
-    """
-
-    rate: ClassVar[float]
+    """Which weights change, and how the result is kept."""
 
     def prepare(self, loaded: Loaded, new: tuple[str, ...] = ()) -> Loaded:
         """Return the model to be trained; its parameters that may change want gradients, all others don't.
@@ -147,8 +140,6 @@ class TuneMethod(Record, abstract=True):
 class Full(TuneMethod):
     """All weights, but those that patterns of `frozen` mean, such as "decoder.blocks.0.*" (see `tune.freeze`)."""
 
-    rate: ClassVar[float] = 2e-5
-
     frozen: tuple[str, ...] = ()
 
     def prepare(self, loaded: Loaded, new: tuple[str, ...] = ()) -> Loaded:
@@ -169,8 +160,6 @@ class Adapt(TuneMethod):
         change: the adapter.
         quantised: how the base is held meanwhile (QLoRA: Dettmers et al. 2023); None: as it is.
     """
-
-    rate: ClassVar[float] = 2e-4
 
     change: Swap = LoraChange()
     quantised: Quantise | None = None

@@ -126,7 +126,7 @@ def read(runner: Runner, slot: int, cuts: list[int]) -> torch.Tensor:
     for count in cuts:
         places = list(range(start, start + count))
         rows = Rows([slot] * count, places, TEXT[start : start + count])
-        found.append(runner.step(rows, list(range(count))))
+        found.append(torch.as_tensor(runner.step(rows, list(range(count)))))
         start += count
     return torch.cat(found)
 

@@ -80,11 +80,22 @@ void steps(State& state, const Model& model, int64_t slots, int64_t room) {
         }
         std::vector<float> scores(rows.size() * (size_t)model.program.vocabulary + 1);
         try {
-            if (!model.program.read.empty()) state.read(slot, (int64_t)ids.size(), ids.data());
+            if (!model.program.read.empty()) state.read((int64_t)ids.size(), ids.data(), in.data());
         } catch (const Refused&) {
         }
         try {
             state.step(Tokens{(int64_t)ids.size(), ids.data(), in.data(), places.data(), (int64_t)rows.size(), rows.data()}, scores.data());
+        } catch (const Refused&) {
+        }
+        try {
+            const std::vector<int64_t> barred{below(known), known};
+            const Choice choice{below(40) ? 1 + below(9) : (int64_t)chance(), below(3), barred.data()};
+            const size_t room = (size_t)std::min<int64_t>(std::max<int64_t>(choice.count, 1), model.program.vocabulary) * rows.size() + 1;
+            std::vector<float> likely(room);
+            std::vector<int64_t> best(room);
+            const int64_t begin = slot >= 0 && slot < slots ? state.length(slot) : 0;
+            for (size_t i = 0; i < places.size(); ++i) places[i] = begin + (int64_t)i;
+            state.best(Tokens{(int64_t)ids.size(), ids.data(), in.data(), places.data(), (int64_t)rows.size(), rows.data()}, choice, likely.data(), best.data());
         } catch (const Refused&) {
         }
         try {

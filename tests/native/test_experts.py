@@ -10,8 +10,9 @@ import torch
 from polyformer import parts
 from polyformer.generate import Rows, TorchRunner
 from polyformer.native.builder import LoweringError
-from polyformer.native.given import from_tensors, kinds_for
+from polyformer.native.given import from_tensors
 from polyformer.native.interpreter import Interpreter
+from polyformer.native.kinds import kinds_for
 from polyformer.native.lowering import lower
 from polyformer.native.machine import Machine, NativeModel, NativeState
 from polyformer.native.runner import runner
@@ -55,7 +56,7 @@ def test_capacity_is_that_of_each_text_in_a_step(weights: str) -> None:
     together = Rows([0] * 8 + [1] * 8, [*range(8)] * 2, text * 2)
     native = runner(model, "fp32", Machine(slots=2, room=16))
     for run in (TorchRunner(model, 2), native):
-        found = run.step(together, list(range(16)))
+        found = torch.as_tensor(run.step(together, list(range(16))))
         assert apart(found[:8], logits[0]) < 1e-5
         assert apart(found[8:], logits[0]) < 1e-5
     plain = Interpreter(lower(model.spec), dict(model.state_dict()))

@@ -20,7 +20,6 @@ from polyformer.judge import held_out_loss
 from polyformer.train.journal import read_metrics
 from polyformer.train.objectives import batch_loss
 from polyformer.train.run import train
-from polyformer.train.tuning import Full
 from polyformer.weights.folders import check_manifest
 from tests.train.test_texts import assert_same_run, train_until
 from tests.train.toy_tune import conversations, decoder, tune_recipe, write_jsonl
@@ -177,9 +176,6 @@ class TestRefusals:
         with pytest.raises(PolyformerError, match=told):
             train(tune_recipe(base, data, STEPS, **changes), tmp_path / "run")
         assert not list(tmp_path.iterdir())
-
-    def test_rates_differ_by_method(self) -> None:
-        assert Full.rate == 2e-5
 
 
 class TestCommand:

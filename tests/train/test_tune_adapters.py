@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 
 from polyformer import load
 from polyformer.cli import app
-from polyformer.errors import PolyformerError, WeightsError
+from polyformer.data.examples import read_examples
+from polyformer.errors import PolyformerError, SpecError, WeightsError
+from polyformer.generate import Sampling
 from polyformer.loaded.adapted import merged, to_write, with_adapter
 from polyformer.train.run import train
 from polyformer.weights.folders import check_manifest
@@ -27,6 +29,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {"type": "Adapt", "change": {"type": "LoraChange", "rank": 4}},
     "dora": {"type": "Adapt", "change": {"type": "DoraChange", "rank": 4}},
     "ia3": {"type": "Adapt", "change": {"type": "Ia3Change"}},
+    "prefix": {"type": "Adapt", "change": {"type": "PrefixChange", "tokens": 4}},
+    "prompt": {"type": "Adapt", "change": {"type": "PromptChange", "tokens": 4}},
     "qlora": {"type": "Adapt", "change": {"type": "LoraChange", "rank": 4}, "quantised": {"block": 32}},
 }
 
@@ -52,6 +56,8 @@ def tuned(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.mark.parametrize("method", METHODS)
 def test_it_learns_and_is_loaded_again(method: str, base: Path, data: Path, tmp_path: Path) -> None:
     folder = train(tune_recipe(base, data, FAST, method=METHODS[method]), tmp_path / "run").folder
+    rows = "padded" if method == "prefix" else "apart"  # a prefix would have to stand before each document of a row
+    assert f"rows of 64 tokens, {rows}" in (folder / "report.md").read_text()
     check_manifest(folder)
     scores = json.loads((folder / "scores.json").read_text())
     assert scores["held_out"]["loss"] < scores["before"]["held_out"]["loss"]
@@ -59,12 +65,22 @@ def test_it_learns_and_is_loaded_again(method: str, base: Path, data: Path, tmp_
     held = load_file(sorted((folder / "checkpoints").iterdir())[-1] / "model.safetensors")
     assert not any(name.endswith(".base.weight") for name in held)
     made = with_adapter(load(base), folder)
-    ids = torch.tensor([made.texts.encode("What does the house do?")])
+    (given,) = made.texts.encode_batch(["What does the house do?"])
+    ids = torch.tensor([[*made.before, *given]])
     with torch.no_grad():
-        before, after = load(base).model(ids).logits, made.model(ids).logits
-        alone = merged(made)[0].model(ids).logits
+        before, after = load(base).model(torch.tensor([given])).logits, made.model(ids).logits[:, len(made.before) :]
     assert not torch.allclose(before, after, atol=1e-3)
-    torch.testing.assert_close(alone, after, rtol=1e-4, atol=1e-4)
+    held_out = read_examples(folder / "splits" / "validation.jsonl").rows
+    asked = [held_out[i].data["messages"][:-1] for i in (0, len(held_out) // 2)]
+    if method != "qlora":  # whose base was rounded when it wrote them
+        told = made.chat(asked, Sampling(limit=6))
+        assert told == [one["answer"].strip() for one in scores["samples"]]
+    if method in ("prefix", "prompt"):
+        with pytest.raises(SpecError, match="merge"):
+            merged(made)
+        return
+    with torch.no_grad():
+        torch.testing.assert_close(merged(made)[0].model(ids).logits, after, rtol=1e-4, atol=1e-4)
 
 
 def test_resumed_is_the_undisturbed_run(base: Path, data: Path, tuned: Path, tmp_path: Path) -> None:
