@@ -277,7 +277,7 @@ class TurnRows(Reader[TextBatch]):
                 documents[line, at:] = number
                 at = end
         real = np.arange(width) < self.filled[chosen][:, None]
-        apart = self.recipe.packing == "apart" and bool(documents.any())
+        apart = self.recipe.packing != "joined" and bool(documents.any())
         return TextBatch(
             torch.from_numpy(ids),
             torch.from_numpy(labels),

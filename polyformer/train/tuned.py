@@ -304,7 +304,8 @@ def sections(recipe: TuneRecipe, lesson: Lesson, scores: TuneScores) -> list[str
     """Return the sections of a report: what was learnt, how the model does beside its base, and some answers."""
     assert recipe.task is not None
     batch = recipe.batch
-    head = f"- task: {type(recipe.task).__name__}, rows of {batch.length} tokens, {batch.packing}"
+    rows_told = "" if batch.length is None else f", rows of {batch.length} tokens"
+    head = f"- task: {type(recipe.task).__name__}{rows_told}{'' if batch.packing is None else f', {batch.packing}'}"
     rows = [("before", scores.before, scores.figures_before), ("after", scores.held_out, scores.figures)]
     names = list(scores.figures)
     lines = [f"| | loss | perplexity | {''.join(f'{name} | ' for name in names)}", "|---" * (3 + len(names)) + "|"]

@@ -156,9 +156,8 @@ def test_commands(base: Path, data: Path, tuned: Path, tmp_path: Path) -> None:
     assert losses[1] == pytest.approx(losses[2], rel=1e-4)
     assert losses[0] != pytest.approx(losses[1], rel=1e-3)
     short = ["--set", "train.budget={type='Steps', count=2}", "--set", "batch.length=64", "--set", "report.samples=0"]
-    for method in ("lora", "qlora"):
-        say("tune", base, "--data", data, "--out", tmp_path / method, "--method", method, *short)
-        assert (tmp_path / method / "adapter_config.json").exists()
+    say("tune", base, "--data", data, "--out", tmp_path / "q", "--method", "qlora", *short)
+    assert (tmp_path / "q" / "adapter_config.json").exists()
     wrong = ["--set", "method.change.targets=['nothing']"]
     told = say("tune", base, "--data", data, "--out", tmp_path / "x", "--method", "lora", *wrong, status=1)
     assert "matches no matrix" in told

@@ -77,7 +77,8 @@ class TestHeads:
         """The reference loads the base into the class with the head: all but what it draws anew is the same."""
         names = {"sequence": "BertForSequenceClassification", "token": "BertForTokenClassification"}
         headed, new = with_head(load(base), answers, ("x", "y", "z"))
-        assert new == ("classifier.weight", "classifier.bias")
+        place = {"sequence": "head.steps.5", "token": "head.steps.1"}[answers]
+        assert new == (f"{place}.weight", f"{place}.bias")
         theirs = getattr(transformers, names[answers]).from_pretrained(str(base), num_labels=3)
         theirs.save_pretrained(tmp_path)
         expected, found = load(tmp_path).model.state_dict(), headed.model.state_dict()
@@ -109,7 +110,7 @@ class TestClassifying:
         scores = json.loads((tuned / "scores.json").read_text())
         assert scores["accuracy"] >= 0.8
         assert "before" not in scores
-        assert "new in the head, drawn at random: classifier.weight" in (tuned / "report.md").read_text()
+        assert "new in the head, drawn at random: head.steps.5.weight" in (tuned / "report.md").read_text()
         given = [one["given"] for one in scores["samples"]]
         assert [one[0].label for one in load(tuned).classify(given)] == [one["answer"] for one in scores["samples"]]
 
