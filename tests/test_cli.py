@@ -42,7 +42,7 @@ from tests.parts.models import SHAPES, translator
 WORDS = {"one": "eins", "two": "zwei", "three": "drei", "file": "Datei", "save": "sichern", "open": "öffnen"}
 PAIRS = [Pair(f"{a} {b}", f"{WORDS[a]} {WORDS[b]}", "en", "de") for a in WORDS for b in WORDS]
 VERBS = [
-    *("train", "translate", "evaluate", "explain", "inspect", "recipe", "schema", "compare"),
+    *("train", "translate", "evaluate", "explain", "inspect", "recipe", "schema", "compare", "tune", "merge"),
     *("generate", "chat", "embed", "fill", "classify", "convert", "drift"),
 ]
 
