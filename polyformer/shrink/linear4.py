@@ -166,10 +166,10 @@ class Product4(torch.autograd.Function):
         ctx.part, ctx.kind = part, x.dtype
         with torch.autocast(x.device.type, enabled=False):
             y = part.times(x.reshape(-1, x.shape[-1]).to(kind))
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], part.spec.outputs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         found = ctx.part.times_back(gradient.reshape(-1, gradient.shape[-1]))
-        return found.view(*gradient.shape[:-1], -1).to(ctx.kind), None, None
+        return found.view(*gradient.shape[:-1], ctx.part.spec.inputs).to(ctx.kind), None, None

@@ -224,7 +224,7 @@ def test_instructions_that_make_no_sense(content: bytes, tmp_path: Path) -> None
     start = time.process_time()
     with pytest.raises(WeightsError):
         read_pickled(packed(tmp_path / "w.bin", content))
-    assert time.process_time() - start < 3
+    assert time.process_time() - start < 20
 
 
 @layouts
