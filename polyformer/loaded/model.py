@@ -170,7 +170,7 @@ class Loaded:
     @property
     def reads_source(self) -> bool:
         """Whether it answers a source, which its encoder reads, and continues no text."""
-        return self.model.encoder is not None
+        return self.model.encoder is not None and self.model.decoder is not None
 
     @property
     def reads_images(self) -> bool:
