@@ -34,7 +34,7 @@ def convert(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="depth, groups, position, window, kernel, norm, placement, tied, residuals or fused; repeatable.",
+            help="depth, groups, position, window, kernel, norm, placement, tied, residuals or fuse; repeatable.",
         ),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help=f"{', '.join(DTYPES)}; as it is if not given.")] = None,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from polyformer.data.examples import Examples
     from polyformer.data.masking import TextObjective
     from polyformer.data.rows import RowRecipe
+    from polyformer.judge.held_out import HeldOut
     from polyformer.loaded import Loaded
 
 
@@ -38,10 +39,14 @@ def evaluate_language_model(run: Path, loaded: Loaded, data: Path | None, limit:
         typer.echo(json.dumps(found.to_data(), ensure_ascii=False))
         return
     typer.echo(f"{found.documents:,} texts in rows of {rows.length} tokens, {found.seconds:.1f} s")
-    typer.echo(f"  {'loss':<14}{found.held_out.loss:8.3f}  nats a token, of {found.held_out.tokens:,}")
-    typer.echo(f"  {'perplexity':<14}{found.held_out.perplexity:8.2f}")
+    _print_loss(found.held_out, "nats a token", 14)
     if found.bits_per_byte is not None:
         typer.echo(f"  {'bits per byte':<14}{found.bits_per_byte:8.3f}  of {found.bytes:,} bytes")
+
+
+def _print_loss(found: HeldOut, unit: str, width: int) -> None:
+    typer.echo(f"  {'loss':<{width}}{found.loss:8.3f}  {unit}, of {found.tokens:,}")
+    typer.echo(f"  {'perplexity':<{width}}{found.perplexity:8.2f}")
 
 
 def _evaluate_examples(run: Path, loaded: Loaded, examples: Examples, as_json: bool) -> None:
@@ -53,8 +58,7 @@ def _evaluate_examples(run: Path, loaded: Loaded, examples: Examples, as_json: b
         typer.echo(json.dumps(found.to_data(), ensure_ascii=False))
         return
     typer.echo(f"{len(examples.rows):,} examples of {examples.kind}")
-    typer.echo(f"  {'loss':<16}{found.held_out.loss:8.3f}  nats each, of {found.held_out.tokens:,}")
-    typer.echo(f"  {'perplexity':<16}{found.held_out.perplexity:8.2f}")
+    _print_loss(found.held_out, "nats each", 16)
     for name, value in found.figures.items():
         typer.echo(f"  {name:<16}{value:8.4f}")
 

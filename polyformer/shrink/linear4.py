@@ -131,9 +131,6 @@ class Linear4Part(AffinePart):
         """Return what the matrix is held in."""
         return {name: self.get_buffer(name) for name in self.spec.shapes()}
 
-    def matrix(self) -> Tensor:
-        return self.spec.matrix(self.tensors())
-
     def forward(self, x: Tensor, flow: Flow | None = None) -> Tensor:
         device, chosen = x.device.type, self.spec.compute
         auto = torch.is_autocast_enabled(device)

@@ -202,7 +202,7 @@ class Conversion(Swap):
     """What can be changed of a model, by the keys that a command names; None leaves a thing as it is.
 
     `norm` is the kind of norm and `placement` where norms stand, `groups` the number of key/value heads, `tied` says
-    whether the head's matrix is the embedding's, `fused` whether queries, keys and values are one product. `kernel` is
+    whether the head's matrix is the embedding's, `fuse` that queries, keys and values be one product. `kernel` is
     one, or the name of one ("performer"), or "retention" for that in attention's place. The changes are made in the
     order of the fields.
     """
@@ -216,7 +216,7 @@ class Conversion(Swap):
     placement: Placement | None = None
     tied: bool | None = None
     residuals: Literal["none"] | None = None
-    fused: bool | None = None
+    fuse: Literal["projections"] | None = None
 
     def swaps(self) -> Swaps:
         """Return the changes that are asked for."""
@@ -231,7 +231,7 @@ class Conversion(Swap):
             None if self.placement is None else PlaceNorms(self.placement),
             None if self.tied is None else TieHead(self.tied),
             None if self.residuals is None else SwapResiduals(self.residuals),
-            FuseProjections() if self.fused else None,
+            None if self.fuse is None else FuseProjections(),
         )
         return Swaps(tuple(swap for swap in asked if swap is not None))
 

@@ -49,7 +49,7 @@ def test_all_sides_of_a_translator_and_one_without_a_head() -> None:
     [
         Swaps((KeepBlocks(decoder=2), FuseProjections())),
         Swaps((FuseProjections(), KeepBlocks(decoder=2))),
-        Conversion(depth=KeepBlocks(decoder=2), fused=True),
+        Conversion(depth=KeepBlocks(decoder=2), fuse="projections"),
     ],
 )
 def test_with_other_changes(swap: Swap) -> None:
